@@ -1,0 +1,205 @@
+"""The command line. `gambeson --help` imports nothing heavy; each command imports what it needs."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+USAGE = """gambeson: robust image classifiers from guided synthetic data.
+
+usage: gambeson COMMAND [OPTIONS]
+
+  run RECIPE      make a run: a recipe by name (digits) or a recipe file (recipe.yaml of a run repeats it)
+  runs            list the runs
+  show RUN        print a run's table
+  report RUN      write a run's report again and print its path
+
+`gambeson run RECIPE --help` shows every field of a recipe. RUN is a folder, a name, or the beginning of a name.
+Options of every command: --runs DIR (where runs live; default ./runs or $GAMBESON_RUNS).
+Exit codes: 0 done, 2 a mistake in what was asked, 3 the machine could not (disk, permission, damaged file)."""
+
+RUN_OPTIONS = """options of the run, besides the recipe's fields below:
+  --runs DIR       where runs and stages live (default ./runs or $GAMBESON_RUNS)
+  --workers N      processes of one thread each (default: the cores of this machine)
+  --print-recipe   print the recipe file with the overrides applied, and do nothing
+"""
+
+
+def take_option(argv: list[str], name: str) -> str | None:
+    """Removes `--name VALUE` or `--name=VALUE` from argv; the value, or None if it is not there."""
+    for i, word in enumerate(argv):
+        if word == name:
+            from gambeson.errors import UserError
+
+            if i + 1 == len(argv):
+                raise UserError(f"{name}: expected a value after it, got nothing")
+            value = argv[i + 1]
+            del argv[i : i + 2]
+            return value
+        if word.startswith(name + "="):
+            return argv.pop(i).partition("=")[2]
+    return None
+
+
+def _take_runs(argv: list[str]) -> Path:
+    return Path(take_option(argv, "--runs") or os.environ.get("GAMBESON_RUNS") or "runs")
+
+
+def _take_workers(argv: list[str]) -> int:
+    from gambeson.errors import UserError
+    from gambeson.run import cores
+
+    word = take_option(argv, "--workers")
+    if word is None:
+        return cores()
+    if not word.isdigit() or int(word) < 1:
+        raise UserError(f"--workers: expected a whole number above 0, got {word!r}")
+    return int(word)
+
+
+def _one_word(argv: list[str], what: str) -> str:
+    from gambeson.errors import UserError
+
+    if len(argv) != 1 or argv[0].startswith("-"):
+        raise UserError(f"expected one word, {what}, got {' '.join(argv) or 'nothing'}; see gambeson --help")
+    return argv[0]
+
+
+def command_run(argv: list[str]) -> None:
+    """gambeson run RECIPE [OPTIONS]"""
+    from gambeson import files, overrides
+    from gambeson.errors import UserError
+    from gambeson.recipe import Recipe, class_table
+    from gambeson.recipes import RECIPES, named
+
+    words = list(argv)
+    if not argv or argv[0] in ("--help", "-h"):
+        lines = [f"  {name:10} {what}" for name, what in RECIPES.items()]
+        print("usage: gambeson run RECIPE [OPTIONS]\n\nrecipes:", *lines, "", RUN_OPTIONS, sep="\n")
+        return
+    word = argv.pop(0)
+    if word.startswith("-"):
+        raise UserError(f"expected the recipe first, got {word}; for example: gambeson run digits {word} ...")
+    is_file = word.endswith((".yaml", ".yml")) or os.sep in word
+    default = files.load(Path(word), Recipe, class_table()) if is_file else named(word)
+    if "--help" in argv or "-h" in argv:
+        print(f"usage: gambeson run {word} [OPTIONS]\n\n{RUN_OPTIONS}")
+    runs, workers = _take_runs(argv), _take_workers(argv)
+    only_print = "--print-recipe" in argv
+    recipe = overrides.parse(default, [w for w in argv if w != "--print-recipe"], prog=f"gambeson run {word}")
+    if only_print:
+        print(files.dump(recipe))
+        return
+    _run(recipe, runs, workers, "gambeson run " + " ".join(words))
+
+
+def _run(recipe: object, runs: Path, workers: int, command: str) -> None:
+    from rich.console import Console
+
+    from gambeson.run import execute
+    from gambeson.screen import ProgressScreen
+
+    console = Console()
+    with ProgressScreen(console) as screen:
+        run = execute(recipe, runs, workers, screen, command)  # type: ignore[arg-type]
+    _finish(run.folder, console)
+
+
+def _finish(folder: Path, console: object) -> None:
+    """The report and the table of a complete run."""
+    from gambeson.report import page, verdict
+    from gambeson.report.gather import gather
+    from gambeson.run import open_run
+
+    material = gather(open_run(folder))
+    path = page.write(material, folder / "report.html")
+    console.print(verdict.terminal_table(material))  # type: ignore[attr-defined]
+    print(f"report: {path.resolve()}")
+
+
+def command_runs(argv: list[str]) -> None:
+    """gambeson runs"""
+    from gambeson.errors import UserError
+
+    root = _take_runs(argv)
+    if argv:
+        raise UserError(f"runs: expected no further words, got {' '.join(argv)}")
+    folders = sorted(p.parent for p in root.glob("*/recipe.yaml"))
+    for folder in folders:
+        state = "complete" if (folder / "run.json").exists() else "unfinished"
+        print(f"{folder.name:40} {state}")
+    if not folders:
+        print(f"no runs in {root.resolve()}; `gambeson run digits` makes one")
+
+
+def command_show(argv: list[str]) -> None:
+    """gambeson show RUN"""
+    from rich.console import Console
+
+    from gambeson.report import verdict
+    from gambeson.report.gather import gather
+    from gambeson.run import find_run, open_run
+
+    root = _take_runs(argv)
+    folder = find_run(_one_word(argv, "the run"), root)
+    material = gather(open_run(folder))
+    console = Console()
+    console.print(verdict.terminal_table(material))
+    for sentence in verdict.judge(material).sentences:
+        console.print(sentence, markup=False)
+    print(f"recipe: {folder / 'recipe.yaml'}\nreport: {folder / 'report.html'}")
+
+
+def command_report(argv: list[str]) -> None:
+    """gambeson report RUN"""
+    from gambeson.report import page
+    from gambeson.report.gather import gather
+    from gambeson.run import find_run, open_run
+
+    root = _take_runs(argv)
+    folder = find_run(_one_word(argv, "the run"), root)
+    print(page.write(gather(open_run(folder)), folder / "report.html").resolve())
+
+
+COMMANDS: dict[str, Callable[[list[str]], None]] = {
+    "run": command_run,
+    "runs": command_runs,
+    "show": command_show,
+    "report": command_report,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command; the exit code."""
+    from gambeson.errors import EnvironmentFault, UserError, unknown
+
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("--help", "-h", "help"):
+        print(USAGE)
+        return 0
+    if words[0] == "--version":
+        import gambeson
+
+        print(gambeson.__version__)
+        return 0
+    try:
+        if words[0] not in COMMANDS:
+            raise unknown("command", words[0], COMMANDS)
+        COMMANDS[words[0]](words[1:])
+    except KeyboardInterrupt:
+        print("stopped; the same command again goes on from here", file=sys.stderr)
+        return 130
+    except (EnvironmentFault, OSError) as error:
+        return _complain(error, EnvironmentFault.code)
+    except ValueError as error:
+        return _complain(error, UserError.code)
+    return 0
+
+
+def _complain(error: Exception, code: int) -> int:
+    if os.environ.get("GAMBESON_DEBUG"):
+        raise error
+    print(f"gambeson: {error}", file=sys.stderr)
+    return code

@@ -1,0 +1,39 @@
+"""The two ways a command can fail that are not our bug, and how unknown words are answered.
+
+Every message is one paragraph: what was expected, what came, and what usually fixes it (HOUSE rule 9).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import SequenceMatcher
+
+
+class UserError(ValueError):
+    """The caller's mistake: an unknown name, a wrong type, a value out of range. The command line exits with `code`."""
+
+    code = 2
+
+
+class EnvironmentFault(OSError):
+    """The machine's fault: no permission, a full disk, a damaged file. The command line exits with `code`."""
+
+    code = 3
+
+
+def _likeness(word: str, known: str) -> float:
+    """1 for equal words, 0 for unrelated ones; a dotted path is also compared by its last name."""
+    pairs = ((word, known), (word.rpartition(".")[2], known.rpartition(".")[2]))
+    whole, last = (SequenceMatcher(None, a.lower(), b.lower()).ratio() for a, b in pairs)
+    return whole + last
+
+
+def nearest(word: str, known: Iterable[str]) -> list[str]:
+    """All the known words, the one most like `word` first (equally like ones in the order given)."""
+    return sorted(known, key=lambda k: -_likeness(word, k))
+
+
+def unknown(kind: str, word: str, known: Iterable[str]) -> UserError:
+    """The error for a word that names nothing: 'unknown recipe: expected one of ..., nearest first; got ...'."""
+    options = ", ".join(nearest(word, known)) or "nothing (none are known)"
+    return UserError(f"unknown {kind}: expected one of {options} (nearest first); got {word!r}")

@@ -1,0 +1,254 @@
+"""Recipe files: readable YAML with the help of every field beside it, read back exactly and checked with care.
+
+The command line is checked by the same functions (`build`, `from_text`): what is wrong in a file is wrong there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from fractions import Fraction
+from functools import cache
+from pathlib import Path
+from types import NoneType
+from typing import Any, TypeVar, get_origin
+
+from gambeson import __version__
+from gambeson.canonical import alternatives, components, field_help, hints, name_of, plain, type_text
+from gambeson.errors import EnvironmentFault, UserError, nearest, unknown
+
+T = TypeVar("T")
+
+
+@cache
+def _adapter(hint: Any) -> Any:
+    """pydantic's checker of one leaf type."""
+    from pydantic import ConfigDict, TypeAdapter
+
+    return TypeAdapter(hint, config=ConfigDict(allow_inf_nan=False))
+
+
+def _numbers(value: Any, hint: Any) -> Any:
+    """The value with text like '1e-3' (which YAML takes for text) and '8/255' made a float where one is expected."""
+    if isinstance(value, list):
+        parts = next((k.__args__ for k in alternatives(hint) if get_origin(k) is tuple), ())
+        inner = parts[:1] * len(value) if parts[1:] == (Ellipsis,) else parts
+        return [_numbers(v, h) for v, h in zip(value, inner, strict=True)] if len(inner) == len(value) else value
+    kinds = alternatives(hint)
+    if isinstance(value, str) and float in kinds and str not in kinds:
+        with suppress(ValueError, ZeroDivisionError, OverflowError):
+            return float(Fraction(value))
+    return value
+
+
+def leaf(value: Any, hint: Any, path: str) -> Any:
+    """The value of a leaf field from its plain form (number, text, list ...); UserError naming the path if it is none.
+
+    Types are strict: text is no int, 8.5 is no int, true is no number; 8, '1e-3' and '8/255' are floats.
+    """
+    from pydantic import ValidationError
+
+    try:
+        return _adapter(hint).validate_json(json.dumps(_numbers(value, hint)), strict=True)
+    except (ValidationError, TypeError):
+        raise UserError(f"{path}: expected {type_text(hint)}, got {_shown(value)}") from None
+
+
+def _shown(value: Any) -> str:
+    """A value from outside, as it stands in the file."""
+    return f"the text {value!r}" if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def construct(cls: type[T], values: Mapping[str, Any], path: str) -> T:
+    """cls(**values); what its own checks refuse comes out as a UserError with the same message after the path."""
+    try:
+        return cls(**values)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}" if path else str(error)) from error
+
+
+def _join(path: str, name: object) -> str:
+    """'generation', 'sampler' -> 'generation.sampler'."""
+    return f"{path}.{name}" if path else str(name)
+
+
+def _pick(kinds: Sequence[type], value: Any, path: str, classes: Mapping[str, type]) -> tuple[type, dict[str, Any]]:
+    """The chosen component and the plain values of its fields; a bare name (or null) means its defaults."""
+    named = {name_of(kind): kind for kind in kinds}
+    given = {"class": value or "none"} if value is None or isinstance(value, str) else value
+    if not isinstance(given, dict):
+        raise UserError(f"{path or 'recipe'}: expected fields of {' or '.join(named)}, got {given!r}")
+    word = given.get("class", next(iter(named)) if len(named) == 1 else None)
+    if word is None:
+        raise UserError(
+            f"{path}: expected `class:` with one of {', '.join(named)}, got only {', '.join(given) or '{}'}"
+        )
+    if word not in named:
+        error = unknown("component", str(word), named)
+        elsewhere = " (which exists, but does not fit here)" if word in classes else ""
+        raise UserError(f"{path or 'recipe'}: {error}{elsewhere}")
+    return named[word], {k: v for k, v in given.items() if k != "class"}
+
+
+def _component(kinds: Sequence[type], value: Any, path: str, classes: Mapping[str, type]) -> Any:
+    """One component from its plain form."""
+    cls, given = _pick(kinds, value, path, classes)
+    types = {} if cls is NoneType else hints(cls)
+    for name in given:
+        if name not in types:
+            likely = nearest(str(name), types)[:3]
+            raise UserError(
+                f"{_join(path, name)}: {name_of(cls)} has no such field; "
+                + (f"nearest: {', '.join(likely)}" if likely else "it has none")
+            )
+    values = {name: _field(given[name], types[name], _join(path, name), classes) for name in types if name in given}
+    return None if cls is NoneType else construct(cls, values, path)
+
+
+def _field(value: Any, hint: Any, path: str, classes: Mapping[str, type]) -> Any:
+    """The value of one field from its plain form."""
+    kinds, many = components(hint)
+    if not kinds:
+        return leaf(value, hint, path)
+    if not many:
+        return _component(kinds, value, path, classes)
+    if not isinstance(value, list):
+        raise UserError(f"{path}: expected a list of {type_text(hint)}, got {value!r}")
+    return tuple(_component(kinds, item, f"{path}.{i}", classes) for i, item in enumerate(value))
+
+
+def build(tree: Any, root: type[T], classes: Mapping[str, type] | None = None) -> T:
+    """The recipe from its plain form (see canonical.plain); absent fields take their defaults.
+
+    Raises UserError naming the path for an unknown field or class, a wrong type, or a value its class refuses.
+    """
+    return _component([root], tree, "", classes or {})
+
+
+def _scalar(value: Any) -> str:
+    """A leaf in YAML on one line."""
+    import yaml
+
+    text = yaml.safe_dump(value, default_flow_style=True, width=10**9, allow_unicode=True)
+    return text.removesuffix("\n").removesuffix("\n...")
+
+
+def _note(hint: Any, help: str) -> str:
+    """The comment after a field: its help and, for a component, what else could stand here."""
+    kinds, _ = components(hint)
+    choice = f"[{' | '.join(map(name_of, kinds))}]" if len(kinds) > 1 else ""
+    return "  # " + " ".join(filter(None, (help, choice))) if help or choice else ""
+
+
+def _block(value: Any, hint: Any, indent: str, note: str) -> Iterator[str]:
+    """What follows 'name:' in the file, first the rest of that line."""
+    kinds, many = components(hint)
+    if not kinds or value is None or value == ():
+        yield f" {_scalar(plain(value))}{note}"
+    elif many:
+        yield note
+        for item in value:
+            yield from (f"{indent}{'  ' if i else '- '}{line}" for i, line in enumerate(_lines(item, True)))
+    else:
+        yield note
+        yield from (f"{indent}{line}" for line in _lines(value, len(kinds) > 1))
+
+
+def _lines(obj: Any, named: bool) -> Iterator[str]:
+    """The lines of one dataclass, without indentation."""
+    if named:
+        yield f"class: {type(obj).__name__}"
+    helps = field_help(type(obj))
+    for name, hint in hints(type(obj)).items():
+        first, *rest = _block(getattr(obj, name), hint, "  ", _note(hint, helps.get(name, "")))
+        yield f"{name}:{first}"
+        yield from rest
+
+
+def dumps(recipe: Any, again: str = "gambeson run PATH") -> str:
+    """The recipe as commented YAML; `again` is the command, named in the header, that runs it."""
+    plain(recipe)  # refuses nan, inf and foreign objects, with their path
+    header = f"# A gambeson recipe, written by gambeson {__version__}.\n# Run it again: {again}\n\n"
+    return header + "\n".join(_lines(recipe, False)) + "\n"
+
+
+def save(recipe: Any, path: str | os.PathLike[str]) -> None:
+    """Write the recipe to `path` as readable YAML, whole or not at all.
+
+    Raises EnvironmentFault if the place cannot be written.
+    """
+    from gambeson.store import atomic
+
+    with atomic(Path(path)) as draft:
+        draft.write_text(dumps(recipe, f"gambeson run {path}"), encoding="utf-8")
+
+
+def parse_yaml(text: str, source: str = "recipe") -> Any:
+    """Plain values from YAML text; UserError, naming source and line, if it is no YAML or names a field twice."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        """YAML's safe loader, but a key given twice is an error instead of the last one winning."""
+
+        def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+            keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+            for i, key in enumerate(keys):
+                if key in keys[:i]:
+                    raise yaml.MarkedYAMLError(problem=f"{key!r} twice", problem_mark=node.value[i][0].start_mark)
+            return super().construct_mapping(node, deep)
+
+    try:
+        return yaml.load(text, Loader)
+    except yaml.MarkedYAMLError as error:
+        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise UserError(f"{source}{line}: expected YAML (name: value), got {error.problem}") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{source}: expected YAML (name: value), got {error}") from None
+
+
+def load(path: str | os.PathLike[str], root: type[T], classes: Mapping[str, type] | None = None) -> T:
+    """Read a recipe of type `root` from a file that `save` or a person wrote; exact inverse of `save`.
+
+    `classes` (name -> dataclass) lets an error tell an unknown class from one that does not fit. Absent fields take
+    their defaults. Raises UserError (names the field's path) for what the file says, EnvironmentFault if it cannot
+    be read.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (FileNotFoundError, IsADirectoryError, UnicodeDecodeError) as error:
+        raise UserError(f"recipe file {path}: expected a YAML file saved by gambeson, got: {error}") from None
+    except OSError as error:
+        raise EnvironmentFault(f"recipe file {path}: expected a readable file, got: {error}") from error
+    try:
+        return build(parse_yaml(text, f"recipe file {path}"), root, classes)
+    except UserError as error:
+        raise error if str(path) in str(error) else UserError(f"recipe file {path}: {error}") from None
+
+
+def from_text(words: Sequence[str], hint: Any, path: str) -> Any:
+    """The plain value of a leaf from words of a command line: none, then the text itself, then its YAML meaning.
+
+    Raises UserError (named by `path`) if none of these fits the type.
+    """
+    several = any(get_origin(kind) is tuple for kind in alternatives(hint))
+    if len(words) != 1 and not several:
+        raise UserError(f"{path}: expected one {type_text(hint)}, got {' '.join(words) or 'nothing'}")
+    for value in _readings(list(words), hint, several):
+        with suppress(UserError):
+            leaf(value, hint, path)
+            return value
+    raise UserError(f"{path}: expected {type_text(hint)}, got {' '.join(words)!r}")
+
+
+def _readings(words: list[str], hint: Any, several: bool) -> Iterator[Any]:
+    """What the words may mean for a type, the likeliest first."""
+    if NoneType in alternatives(hint) and [w.lower() for w in words] in (["none"], ["null"]):
+        yield None
+    yield words if several else words[0]
+    with suppress(UserError):
+        meant = [parse_yaml(word) for word in words]
+        yield meant if several else meant[0]
+        yield from meant[:1]

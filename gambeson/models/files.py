@@ -1,0 +1,41 @@
+"""Networks on disk: safetensors with the architecture in the header; nothing is executed on loading."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from gambeson.store import atomic
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], header: dict[str, Any]) -> None:
+    """Writes tensors and a JSON header, atomically."""
+    copies = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+    with atomic(path) as temporary:
+        save_file(copies, temporary, metadata={"gambeson": json.dumps(header, sort_keys=True)})
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What `save_tensors` wrote."""
+    with safe_open(path, framework="pt") as handle:
+        metadata = handle.metadata() or {}
+    return load_file(path), json.loads(metadata.get("gambeson", "{}"))
+
+
+def load_weights(module: nn.Module, tensors: dict[str, Tensor], source: str) -> None:
+    """Fills a module strictly. Raises ValueError naming missing, unexpected and wrongly shaped keys."""
+    own = module.state_dict()
+    missing, unexpected = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
+    shapes = [k for k in own.keys() & tensors.keys() if own[k].shape != tensors[k].shape]
+    if missing or unexpected or shapes:
+        raise ValueError(
+            f"{source}: expected the weights of {type(module).__name__}; missing {missing}, unexpected {unexpected}, "
+            f"of another shape {sorted(shapes)}"
+        )
+    module.load_state_dict(tensors)

@@ -1,0 +1,134 @@
+"""A small class-conditional U-Net for images of 8 to 64 pixels, with one size dial (`width`).
+
+The block is DDPM++'s (Song et al. 2021; Karras et al. 2022): group norm, SiLU, 3x3 convolution, noise and class embedding
+as scale and shift between two of them, residual connections scaled by sqrt(1/2), self-attention at the lowest resolution.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gambeson.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class UNetSpec:
+    """The architecture of a U-Net."""
+
+    width: int = 32  # channels at full resolution: the size dial
+    multipliers: tuple[int, ...] = (1, 2)  # channels at each resolution, times width; each further one halves the image
+    blocks: int = 1  # residual blocks per resolution
+
+    def __post_init__(self) -> None:
+        if self.width < 8 or self.width % 8:
+            raise UserError(f"U-Net width: expected a positive multiple of 8, got {self.width}")
+        if not self.multipliers or min(self.multipliers) < 1 or self.blocks < 1:
+            raise UserError(f"U-Net: expected multipliers and blocks of at least 1, got {self}")
+
+    def build(self, channels: int, classes: int, seed: int = 0) -> UNet:
+        """The network with weights drawn from the seed (the global generator is left as it was)."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return UNet(self, channels, classes)
+
+
+class Residual(nn.Module):
+    """norm, SiLU, conv, scale and shift by the embedding, SiLU, conv, plus the input."""
+
+    def __init__(self, inputs: int, outputs: int, embedding: int, attention: bool = False) -> None:
+        super().__init__()
+        self.norm1 = nn.GroupNorm(inputs // 8, inputs)
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
+        self.affine = nn.Linear(embedding, 2 * outputs)
+        self.norm2 = nn.GroupNorm(outputs // 8, outputs)
+        self.conv2 = _zero(nn.Conv2d(outputs, outputs, 3, padding=1))
+        self.skip = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
+        self.attention = Attention(outputs) if attention else nn.Identity()
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)))
+        scale, shift = self.affine(embedding)[:, :, None, None].chunk(2, dim=1)
+        h = self.conv2(F.silu(torch.addcmul(shift, self.norm2(h), scale + 1)))
+        return self.attention((self.skip(x) + h) * math.sqrt(0.5))
+
+
+class Attention(nn.Module):
+    """Single-head self-attention over the pixels, plus the input."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(channels // 8, channels)
+        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
+        self.out = _zero(nn.Conv2d(channels, channels, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, c, h, w = x.shape
+        q, k, v = self.qkv(self.norm(x)).reshape(b, 3, c, h * w).transpose(2, 3).unbind(1)
+        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, c, h, w)
+        return (x + self.out(mixed)) * math.sqrt(0.5)
+
+
+def _zero(layer: nn.Conv2d) -> nn.Conv2d:
+    """A layer that starts by adding nothing."""
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+    return layer
+
+
+class UNet(nn.Module):
+    """(x [B, C, H, W], noise [B], labels [B] or None) -> [B, C, H, W]; H and W divisible by 2^(resolutions - 1).
+
+    `labels` may hold `classes`, the null class of classifier-free guidance.
+    """
+
+    def __init__(self, spec: UNetSpec, channels: int, classes: int) -> None:
+        super().__init__()
+        self.spec, self.channels, self.classes = spec, channels, classes
+        widths = [spec.width * m for m in spec.multipliers]
+        embedding = 4 * spec.width
+        self.frequencies = spec.width
+        self.noise = nn.Sequential(nn.Linear(spec.width, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
+        self.label = nn.Embedding(classes + 1, embedding)
+        self.enter = nn.Conv2d(channels, widths[0], 3, padding=1)
+        self.down, self.up = nn.ModuleList(), nn.ModuleList()
+        skips = [widths[0]]
+        for level, width in enumerate(widths):
+            for _ in range(spec.blocks):
+                self.down.append(Residual(skips[-1], width, embedding, attention=level == len(widths) - 1))
+                skips.append(width)
+        for level, width in reversed(list(enumerate(widths))):
+            for _ in range(spec.blocks):
+                above = widths[min(level + 1, len(widths) - 1)] if len(self.up) % spec.blocks == 0 else width
+                self.up.append(Residual(above + skips.pop(), width, embedding, attention=level == len(widths) - 1))
+        self.norm = nn.GroupNorm(widths[0] // 8, widths[0])
+        self.leave = _zero(nn.Conv2d(widths[0], channels, 3, padding=1))
+
+    def forward(self, x: Tensor, noise: Tensor, labels: Tensor | None = None) -> Tensor:
+        if labels is None:
+            labels = torch.full((len(x),), self.classes, device=x.device)
+        embedding = F.silu(self.noise(_waves(noise, self.frequencies)) + self.label(labels))
+        blocks, levels = self.spec.blocks, len(self.spec.multipliers)
+        x = self.enter(x)
+        skips: list[Tensor] = []
+        for i, layer in enumerate(self.down):
+            if i and i % blocks == 0:
+                x = F.avg_pool2d(x, 2)
+            x = layer(x, embedding)
+            skips.append(x)
+        for i, layer in enumerate(self.up):
+            if i and i % blocks == 0 and i // blocks < levels:
+                x = F.interpolate(x, scale_factor=2, mode="nearest")
+            x = layer(torch.cat([x, skips.pop()], dim=1), embedding)
+        return self.leave(F.silu(self.norm(x)))
+
+
+def _waves(noise: Tensor, channels: int) -> Tensor:
+    """[B] -> [B, channels] cosines and sines of the noise level (positional embedding of DDPM, endpoint included)."""
+    steps = torch.arange(channels // 2, device=noise.device, dtype=torch.float32) / (channels // 2 - 1)
+    angles = noise.float()[:, None] * (1 / 10000) ** steps[None, :] * 1000
+    return torch.cat([angles.cos(), angles.sin()], dim=1)

@@ -1,0 +1,103 @@
+"""The recipe: a frozen tree of plain dataclasses that says everything a run does; equal recipes have equal digests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, is_dataclass, replace
+from enum import Enum
+from typing import Any, Literal, TypeVar
+
+from gambeson import canonical
+from gambeson.data.datasets import Digits
+from gambeson.errors import UserError
+from gambeson.robustness.evaluate import Evaluation
+from gambeson.synthesis.gaussian import GaussianControl
+from gambeson.synthesis.generate import Generation
+from gambeson.synthesis.label import Labeling
+from gambeson.synthesis.select import Selection
+from gambeson.threat import ThreatModel
+from gambeson.training.classifier import ClassifierTraining
+from gambeson.training.diffusion import DenoiserTraining
+
+T = TypeVar("T")
+
+
+class Arm(Enum):
+    """What the student is trained on besides the real images."""
+
+    REAL = "real"
+    GAUSSIAN = "gaussian"
+    PLAIN = "plain"
+    GUIDED = "guided"
+
+    @property
+    def title(self) -> str:
+        """The arm in words."""
+        return {
+            "real": "real only",
+            "gaussian": "+ Gaussian control",
+            "plain": "+ plain diffusion",
+            "guided": "+ Contrastive-DP",
+        }[self.value]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A whole run: data and threat in, robust classifiers, synthetic images and a report out."""
+
+    name: str = "run"  # name of the run folder
+    data: Digits = Digits()  # the labelled images
+    threat: ThreatModel = ThreatModel()  # what the attacker may do
+    arms: tuple[Arm, ...] = tuple(Arm)  # what is compared
+    seed: int = 0  # first seed of networks, sampling and training; the split of the data has its own
+    seeds: int = 1  # how many seeds, counted up from the first
+    denoiser: DenoiserTraining = DenoiserTraining()  # the diffusion model
+    teacher: ClassifierTraining = ClassifierTraining()  # standard classifier, for labels and selection
+    encoder: Literal["robust", "standard"] = "robust"  # features that steer guidance: real-only student's or teacher's
+    generation: Generation = Generation()  # synthetic images of the arms plain and guided
+    control: GaussianControl = GaussianControl()  # synthetic images of the arm gaussian
+    labeling: Labeling = Labeling()  # who labels synthetic images
+    selection: Selection = Selection()  # which synthetic images are kept
+    student: ClassifierTraining = ClassifierTraining()  # the robust classifier, one for each arm
+    evaluation: Evaluation = Evaluation()  # how the students are measured
+
+    def __post_init__(self) -> None:
+        if self.seeds < 1 or not self.arms or len(set(self.arms)) < len(self.arms):
+            raise UserError(
+                f"recipe: expected at least 1 seed and one or more different arms, got seeds={self.seeds}, "
+                f"arms={[a.value for a in self.arms]}"
+            )
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the canonical form, the same in any process."""
+        return canonical.digest(self)
+
+    def with_threat_everywhere(self) -> Recipe:
+        """The recipe with its threat filled in wherever a component leaves it open (`threat: none`)."""
+        return _fill_threat(self, self.threat)
+
+
+def _fill_threat(component: T, threat: ThreatModel) -> T:
+    changes: dict[str, Any] = {}
+    for field in fields(component):  # type: ignore[arg-type]
+        value = getattr(component, field.name)
+        if field.name == "threat" and value is None:
+            changes["threat"] = threat
+        elif is_dataclass(value):
+            changes[field.name] = _fill_threat(value, threat)
+    return replace(component, **changes)  # type: ignore[type-var]
+
+
+def _classes(cls: type) -> Iterator[type]:
+    """Every dataclass that can stand in a tree of this type."""
+    yield cls
+    for hint in canonical.hints(cls).values():
+        for part in canonical.components(hint)[0]:
+            if is_dataclass(part):
+                yield from _classes(part)  # type: ignore[arg-type]
+
+
+def class_table() -> dict[str, type]:
+    """Class name -> dataclass: the one table that recipe files and the command line share."""
+    return {cls.__name__: cls for cls in _classes(Recipe)}

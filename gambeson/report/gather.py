@@ -1,0 +1,154 @@
+"""Collects from a finished run what its page needs."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+import torch
+
+from gambeson.data.datasets import ImageSet
+from gambeson.data.mixture import from_uint8
+from gambeson.data.synthetic import SyntheticStore
+from gambeson.models.files import load_tensors
+from gambeson.models.resnet import load_classifier
+from gambeson.pipeline import Chapter
+from gambeson.recipe import Arm, Recipe
+from gambeson.report.material import (
+    ArmMaterial,
+    CheckRecord,
+    FeatureSet,
+    Grids,
+    RunMaterial,
+    StageRecord,
+    TrainingCurve,
+)
+from gambeson.run import Run
+from gambeson.store import Artifact
+
+PER_CLASS = 6  # images of each class in the sample grids
+SHOWN = 300  # images of each set in the embedding
+
+
+def gather(run: Run) -> RunMaterial:
+    """Everything the page shows, read from the run folder and its stages."""
+    recipe, facts = run.recipe, run.facts
+    real = recipe.data.load()
+    first = {c.arm: c for c in run.chapters if c.seed == recipe.seed}
+    return RunMaterial(
+        name=run.folder.name,
+        title=f"{recipe.name}: robustness from synthetic images",
+        recipe_text=(run.folder / "recipe.yaml").read_text(encoding="utf-8"),
+        digest=recipe.digest,
+        threat=str(recipe.threat),
+        epsilon=recipe.threat.epsilon,
+        class_names=real.class_names,
+        counts={"train": len(real.train), "validation": len(real.validation), "test": len(real.test)},
+        arms=tuple(_arm(run, arm) for arm in recipe.arms),
+        grids=_grids(first, len(real.class_names)),
+        features=_features(first, real),
+        stages=_stages(run),
+        checks=tuple(check for chapter in run.chapters for check in _checks(chapter)),
+        versions=facts["versions"],
+        command=f"gambeson run {shlex.quote(str(run.folder / 'recipe.yaml'))}",
+        created=facts["finished"],
+        attacks=_attacks(recipe),
+    )
+
+
+def _attacks(recipe: Recipe) -> dict[str, str]:
+    e = recipe.evaluation
+    return {
+        "pgd": f"{e.pgd.steps} steps, {e.pgd.restarts} restarts, margin loss",
+        "apgd": f"APGD-CE ({e.apgd.steps} steps), then targeted APGD against every other class ({e.targeted.steps} steps each)",
+        "curve": f"PGD with {e.curve_attack.steps} steps on {e.curve_images} test images",
+    }
+
+
+def _arm(run: Run, arm: Arm) -> ArmMaterial:
+    rows = run.rows()
+    mine = rows.filter(pc.equal(rows["arm"], arm.value)).drop_columns(["arm"])
+    curves = tuple(_curve(c) for c in run.chapters if c.arm is arm)
+    return ArmMaterial(key=arm.value, title=arm.title, rows=mine, curves=curves)
+
+
+def _curve(chapter: Chapter) -> TrainingCurve:
+    log: list[dict[str, Any]] = load_tensors(chapter.artifacts["student"].file("classifier.safetensors"))[1]["log"]
+    steps = [r["step"] for r in log]
+    return TrainingCurve(
+        seed=chapter.seed,
+        steps=steps,
+        loss=[r["loss"] for r in log],
+        validation_steps=steps,
+        validation_clean=[r["clean"] for r in log],
+        validation_robust=[r["robust"] for r in log],
+    )
+
+
+def _images(chapter: Chapter | None) -> SyntheticStore | None:
+    return SyntheticStore.open(chapter.artifacts["synthetic"].folder / "images") if chapter else None
+
+
+def _grids(first: dict[Arm, Chapter], classes: int) -> Grids | None:
+    """The first images of each class, plain and guided from the same noise."""
+    plain, guided = (_class_rows(_images(first.get(arm)), classes) for arm in (Arm.PLAIN, Arm.GUIDED))
+    return Grids(plain=plain, guided=guided) if plain is not None or guided is not None else None
+
+
+def _class_rows(store: SyntheticStore | None, classes: int) -> np.ndarray | None:
+    if store is None:
+        return None
+    places = [np.flatnonzero(store.labels == k)[:PER_CLASS] for k in range(classes)]
+    fewest = min(len(p) for p in places)
+    if fewest == 0:
+        return None
+    images = store.read(np.concatenate([p[:fewest] for p in places]))[0]
+    return images.reshape(classes, fewest, *store.shape)
+
+
+def _features(first: dict[Arm, Chapter], real: ImageSet) -> tuple[FeatureSet, ...]:
+    """Real, plain and guided images in the feature space of the teacher, or of the real-only student without one."""
+    model_of = next((c.artifacts["teacher"] for c in first.values() if "teacher" in c.artifacts), None)
+    if model_of is None:
+        return ()
+    model, space = load_classifier(model_of.file("classifier.safetensors")), "standard teacher, penultimate layer"
+    sets = [("real", real.train.images[:SHOWN], real.train.labels[:SHOWN].numpy())]
+    for arm in (Arm.PLAIN, Arm.GUIDED):
+        store = _images(first.get(arm))
+        if store is not None:
+            pixels, labels = store.read(np.arange(min(SHOWN, len(store))))
+            sets.append((arm.value, from_uint8(pixels), labels))
+    with torch.no_grad():
+        return tuple(
+            FeatureSet(name=name, features=model.features(images).double().numpy(), labels=labels, space=space)
+            for name, images, labels in sets
+        )
+
+
+def _stages(run: Run) -> tuple[StageRecord, ...]:
+    """Each stage once, under the arm that named it first."""
+    seen: dict[str, StageRecord] = {}
+    for chapter in run.chapters:
+        for role, artifact in chapter.artifacts.items():
+            seen.setdefault(artifact.digest, _stage(chapter, role, artifact, run.facts["started"]))
+    return tuple(seen.values())
+
+
+def _stage(chapter: Chapter, role: str, artifact: Artifact, started: str) -> StageRecord:
+    record = artifact.record
+    return StageRecord(
+        stage=role,
+        arm=chapter.arm.value,
+        seed=chapter.seed,
+        seconds=record["seconds"],
+        peak_mb=record["peak_mb"],
+        reused=record["finished"] < started,
+    )
+
+
+def _checks(chapter: Chapter) -> list[CheckRecord]:
+    found = json.loads(chapter.artifacts["rows"].file("checks.json").read_text())
+    return [CheckRecord(arm=chapter.arm.value, seed=chapter.seed, **c) for c in found]

@@ -1,0 +1,172 @@
+"""A run: its folder, its jobs side by side, its rows, its report; and the list of runs there are.
+
+    RUNS/NAME-DIGEST/recipe.yaml    the whole recipe: `gambeson run` on this file repeats the run
+    RUNS/NAME-DIGEST/run.json       what ran, when, and which finished stages it is made of; written when complete
+    RUNS/NAME-DIGEST/rows.parquet   one row per arm, seed and test image
+    RUNS/NAME-DIGEST/report.html    the page
+    RUNS/stages/STAGE/DIGEST/       the store that all runs share
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+import gambeson
+from gambeson import files
+from gambeson.engine import Job, Screen, run_jobs
+from gambeson.errors import EnvironmentFault, UserError, unknown
+from gambeson.pipeline import Chapter, prepare_denoiser, tell
+from gambeson.recipe import Arm, Recipe, class_table
+from gambeson.store import Artifact, atomic, versions, write_json
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that is complete."""
+
+    folder: Path
+    recipe: Recipe
+    facts: dict[str, Any]
+
+    @property
+    def chapters(self) -> list[Chapter]:
+        """Every arm and seed with its artifacts."""
+        stages = self.folder.parent
+        return [
+            Chapter(
+                Arm(c["arm"]),
+                c["seed"],
+                {r: Artifact(a["stage"], a["digest"], stages / a["folder"]) for r, a in c["artifacts"].items()},
+            )
+            for c in self.facts["chapters"]
+        ]
+
+    def rows(self) -> pa.Table:
+        """One row per arm, seed and test image."""
+        return pq.read_table(self.folder / "rows.parquet")
+
+
+def cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def folder_of(recipe: Recipe, root: Path) -> Path:
+    """Where a run of this recipe lives."""
+    return root / f"{recipe.name}-{recipe.digest[:10]}"
+
+
+def jobs_of(recipe: Recipe) -> list[Job]:
+    """The jobs of a run, the shared denoiser of each seed beside the arms that do not need it."""
+    jobs = []
+    for seed in range(recipe.seed, recipe.seed + recipe.seeds):
+        if {Arm.PLAIN, Arm.GUIDED} & set(recipe.arms):
+            jobs.append(Job(f"seed {seed} shared", prepare_denoiser, (recipe, seed)))
+        jobs += [Job(f"seed {seed} {arm.title}", tell, (recipe, arm, seed)) for arm in recipe.arms]
+    return jobs
+
+
+def execute(recipe: Recipe, root: Path, workers: int, screen: Screen, command: str) -> Run:
+    """Makes or finishes the run of a recipe below `root`; what is finished is not redone."""
+    root = root.resolve()
+    folder = folder_of(recipe, root)
+    started = datetime.now(UTC).isoformat(timespec="seconds")
+    _claim(folder, recipe)
+    results = run_jobs(jobs_of(recipe), root, workers, screen)
+    chapters = [r for r in results if isinstance(r, Chapter)]
+    with atomic(folder / "rows.parquet") as temporary:
+        pq.write_table(_all_rows(chapters), temporary)
+    facts = {
+        "format": FORMAT,
+        "recipe_digest": recipe.digest,
+        "started": started,
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": command,
+        "workers": workers,
+        "versions": versions(),
+        "chapters": [_chapter_facts(c, root) for c in chapters],
+    }
+    if not (folder / "run.json").exists():
+        write_json(folder / "run.json", facts)
+    return open_run(folder)
+
+
+def _claim(folder: Path, recipe: Recipe) -> None:
+    """Opens the folder and refuses one that another version of gambeson wrote."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise EnvironmentFault(
+            f"{folder}: expected a folder I may write to, got: {error.strerror}. Choose another with --runs DIR"
+        ) from error
+    _check_format(folder)
+    if not (folder / "recipe.yaml").exists():
+        files.save(recipe, folder / "recipe.yaml")
+    if not (folder / "version.json").exists():
+        write_json(folder / "version.json", {"format": FORMAT, "gambeson": gambeson.__version__})
+
+
+def _check_format(folder: Path) -> None:
+    path = folder / "version.json"
+    found = json.loads(path.read_text()) if path.exists() else {"format": FORMAT}
+    if found.get("format") != FORMAT:
+        raise UserError(
+            f"{folder}: expected a run folder of format {FORMAT} (gambeson {gambeson.__version__}), got format "
+            f"{found.get('format')!r} (gambeson {found.get('gambeson', 'unknown')}). Use that version, or choose "
+            "another folder with --runs DIR"
+        )
+
+
+def _chapter_facts(chapter: Chapter, root: Path) -> dict[str, Any]:
+    artifacts = {
+        role: {"stage": a.stage, "digest": a.digest, "folder": os.path.relpath(a.folder, root)}
+        for role, a in chapter.artifacts.items()
+    }
+    return {"arm": chapter.arm.value, "seed": chapter.seed, "artifacts": artifacts}
+
+
+def _all_rows(chapters: list[Chapter]) -> pa.Table:
+    tables = []
+    for chapter in chapters:
+        rows = pq.read_table(chapter.artifacts["rows"].file("rows.parquet"))
+        tables.append(rows.add_column(0, "arm", pa.array([chapter.arm.value] * len(rows))))
+    return pa.concat_tables(tables)
+
+
+def open_run(folder: Path) -> Run:
+    """A complete run. Raises UserError for a folder that is none, is incomplete, or came from another version."""
+    _check_format(folder)
+    if not (folder / "recipe.yaml").exists():
+        raise UserError(f"{folder}: expected a run folder (with recipe.yaml), found none; `gambeson runs` lists them")
+    if not (folder / "run.json").exists():
+        raise UserError(
+            f"{folder}: this run is not complete. Start `gambeson run {folder / 'recipe.yaml'}` again: it resumes"
+        )
+    facts = json.loads((folder / "run.json").read_text())
+    return Run(folder, files.load(folder / "recipe.yaml", Recipe, class_table()), facts)
+
+
+def list_runs(root: Path) -> list[Path]:
+    """The run folders below `root`, complete or not, by name."""
+    return sorted(p.parent for p in root.glob("*/recipe.yaml"))
+
+
+def find_run(word: str, root: Path) -> Path:
+    """The run folder of that path, name, or beginning of a name. Raises UserError listing those there are."""
+    if (Path(word) / "recipe.yaml").exists():
+        return Path(word)
+    known = {p.name: p for p in list_runs(root)}
+    matches = [name for name in known if name.startswith(word)]
+    if len(matches) != 1:
+        raise unknown("run", word, matches or known)
+    return known[matches[0]]

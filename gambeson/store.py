@@ -1,0 +1,231 @@
+"""Stages that run once: each writes into the folder of its digest, `done.json` last; what is finished is never redone.
+
+A folder is runs/stages/STAGE/DIGEST, the digest taken over the stage's name and revision, its part of the recipe, its
+seed and the digests of its inputs. A killed stage leaves a folder without `done.json`; the next start resumes there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from filelock import FileLock
+
+import gambeson
+from gambeson import canonical
+from gambeson.errors import EnvironmentFault
+from gambeson.types import Progress, silent
+
+
+class Digested(Protocol):
+    """Whatever may be the input of a stage."""
+
+    @property
+    def digest(self) -> str: ...
+
+
+@contextlib.contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """Yields a temporary path beside `path`; on success it is flushed to disk and renamed, on failure removed.
+
+    Raises EnvironmentFault, naming the file, when the disk is full or the folder cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        with open(temporary, "rb+") as handle:
+            os.fsync(handle.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise EnvironmentFault(
+            f"{path}: expected to write this file, got: {error.strerror or error}. Nothing half-written was kept; free "
+            "some space or choose another folder with --runs DIR, then start the same command again: it resumes"
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON atomically."""
+    with atomic(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def checksum(path: Path) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    with open(path, "rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def execution() -> dict[str, Any]:
+    """What bit-identity depends on besides the recipe (METHOD 1.3): recorded beside every stage."""
+    return {
+        "torch": torch.__version__,
+        "device": "cpu",
+        "dtype": "float32",
+        "threads": torch.get_num_threads(),
+        "machine": platform.machine(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of what computed a result."""
+    import numpy
+    import scipy
+    import sklearn
+
+    libraries = {m.__name__: m.__version__ for m in (torch, numpy, scipy, sklearn)}
+    return {"gambeson": gambeson.__version__, "python": platform.python_version(), **libraries}
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A finished stage."""
+
+    stage: str
+    digest: str
+    folder: Path
+
+    def file(self, name: str) -> Path:
+        """The path of one of its files, its checksum verified. Raises EnvironmentFault naming a changed file."""
+        path, expected = self.folder / name, self.record["files"].get(name)
+        if expected is None or not path.is_file():
+            raise EnvironmentFault(f"{path}: expected a file of the finished stage '{self.stage}', found none. {_REDO}")
+        if checksum(path) != expected:
+            raise EnvironmentFault(f"{path}: expected SHA-256 {expected[:16]}..., got another content. {_REDO}")
+        return path
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """done.json: configuration, inputs, execution, time, memory, files."""
+        return json.loads((self.folder / "done.json").read_text(encoding="utf-8"))
+
+
+_REDO = "It was changed after it was written: move its folder away and start the same command again to redo the stage"
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """What a stage function gets: where to write, whom to tell, and how often to save its state."""
+
+    folder: Path
+    progress: Progress = silent
+    checkpoint_seconds: float = field(default_factory=lambda: float(os.environ.get("GAMBESON_CHECKPOINT_SECONDS", 10)))
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A function (workspace, config, *inputs, seed) that fills a folder; `revision` rises when its meaning changes."""
+
+    name: str
+    revision: int
+    work: Callable[..., None]
+
+
+def stage(revision: int) -> Callable[[Callable[..., None]], Stage]:
+    """Makes a stage of a function."""
+    return lambda work: Stage(work.__name__, revision, work)
+
+
+def _reset_peak_memory() -> None:
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def _peak_memory_mb() -> float:
+    """Peak resident memory of this process since the last reset, in MB (Linux: VmHWM)."""
+    with contextlib.suppress(OSError, IndexError):
+        line = Path("/proc/self/status").read_text().split("VmHWM:")[1].split("\n")[0]
+        return int(line.split()[0]) / 1024
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+@dataclass(frozen=True)
+class Store:
+    """The content-addressed store of stages below `root`; `report` is told (stage, done, total)."""
+
+    root: Path
+    report: Callable[[str, int, int], None] = lambda stage, done, total: None
+
+    def once(self, stage: Stage, config: Any, *inputs: Digested | None, seed: int | None = None) -> Artifact:
+        """The finished stage for this configuration, seed and inputs: found, resumed or made.
+
+        Processes that want the same stage at the same time wait for the first; a killed one's lock is freed by the
+        kernel.
+        """
+        asked = {
+            "stage": stage.name,
+            "revision": stage.revision,
+            "config": canonical.plain(config, drop_neutral=True),
+            "inputs": [i.digest if i is not None else None for i in inputs],
+            "seed": seed,
+        }
+        digest = canonical.digest(asked)
+        artifact = Artifact(stage.name, digest, self.root / "stages" / stage.name / digest[:16])
+        if not self._finished(artifact):
+            self._open(artifact.folder)
+            with FileLock(artifact.folder / ".lock"):
+                if not self._finished(artifact):
+                    self._work(stage, artifact, asked, config, inputs, seed)
+        self.report(stage.name, 1, 1)
+        return artifact
+
+    @staticmethod
+    def _finished(artifact: Artifact) -> bool:
+        return (artifact.folder / "done.json").exists()
+
+    @staticmethod
+    def _open(folder: Path) -> None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise EnvironmentFault(
+                f"{folder}: expected a folder I may write to, got: {error.strerror}. Choose another with --runs DIR"
+            ) from error
+
+    def _work(
+        self, stage: Stage, artifact: Artifact, asked: dict, config: Any, inputs: tuple, seed: int | None
+    ) -> None:
+        attempts = _attempts(artifact.folder)
+        write_json(artifact.folder / "attempts.json", [*attempts, execution()])
+        start = time.monotonic()
+        _reset_peak_memory()
+        workspace = Workspace(artifact.folder, lambda done, total: self.report(stage.name, done, total))
+        arguments = {} if seed is None else {"seed": seed}
+        stage.work(workspace, config, *inputs, **arguments)
+        record = {
+            **asked,
+            "digest": artifact.digest,
+            "execution": execution(),
+            "attempts": len(attempts) + 1,
+            "bit_identical": all(a == execution() for a in attempts),
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+            "seconds": time.monotonic() - start,
+            "peak_mb": _peak_memory_mb(),
+            "versions": versions(),
+            "files": {p.name: checksum(p) for p in sorted(artifact.folder.iterdir()) if _is_result(p)},
+        }
+        write_json(artifact.folder / "done.json", record)
+
+
+def _attempts(folder: Path) -> list[dict[str, Any]]:
+    path = folder / "attempts.json"
+    return json.loads(path.read_text()) if path.exists() else []
+
+
+def _is_result(path: Path) -> bool:
+    return path.is_file() and not path.name.startswith(".") and path.name != "attempts.json"

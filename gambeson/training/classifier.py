@@ -1,0 +1,81 @@
+"""Trains a classifier on real images, alone or mixed with chosen synthetic ones, by any loss of robustness.losses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from gambeson.data.augment import PadCrop
+from gambeson.data.datasets import ImageSet, Split
+from gambeson.data.mixture import Mixture, SyntheticSource
+from gambeson.data.synthetic import Chosen
+from gambeson.models.files import save_tensors
+from gambeson.models.resnet import ResNetSpec, SmallResNet, classifier_header
+from gambeson.randomness import derive, generator
+from gambeson.robustness.attacks import PGD
+from gambeson.robustness.losses import TRADES, PGDAdversarial, Plain
+from gambeson.store import Artifact, Workspace, stage
+from gambeson.threat import ThreatModel
+from gambeson.training.loop import Optimisation, TrainingState, fit
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierTraining:
+    """A classifier and how it is trained."""
+
+    network: ResNetSpec = ResNetSpec()  # the architecture
+    loss: TRADES | PGDAdversarial | Plain = TRADES()  # what is minimised
+    optimisation: Optimisation = Optimisation()  # how it is fitted
+    fraction: float = 0.7  # share of each batch that is synthetic, where there are synthetic images
+    augment: PadCrop = PadCrop(padding=1, flip=True)  # augmentation of every training image
+    validations: int = 8  # how often the averaged weights are measured on the validation images
+    threat: ThreatModel | None = None  # threat of the validation's attack; none: the recipe's
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.fraction <= 1:
+            raise ValueError(f"fraction: expected a share from 0 to 1, got {self.fraction}")
+
+
+@stage(revision=1)
+def train_classifier(
+    work: Workspace, spec: ClassifierTraining, real: ImageSet, chosen: Artifact | None, *, seed: int
+) -> None:
+    """Writes classifier.safetensors (averaged weights; the curve of loss and validation accuracy in its header)."""
+    source = Chosen.open(chosen.file("chosen.parquet")) if chosen is not None else None
+    model = spec.network.build(real.shape[0], len(real.class_names), derive(seed, "classifier weights"))
+    state = TrainingState.start(model, spec.optimisation)
+    every = max(spec.optimisation.steps // max(spec.validations, 1), 1)
+    for step in fit(state, spec.optimisation, _loss(spec, model, real, source, seed), work):
+        if step % every == 0 or step == spec.optimisation.steps:
+            record = {"step": step, "loss": state.recent_loss(every)}
+            state.log.append({**record, **_validate(state.averaged, real.validation, spec)})
+    header = {**classifier_header(model), "log": state.log}
+    save_tensors(work.folder / "classifier.safetensors", state.averaged.state_dict(), header)
+
+
+def _loss(
+    spec: ClassifierTraining, model: SmallResNet, real: ImageSet, source: SyntheticSource | None, seed: int
+) -> Callable[[int], torch.Tensor]:
+    mixture = Mixture(real.train, source, spec.fraction, spec.optimisation.batch_size, derive(seed, "batches"))
+
+    def loss_of(step: int) -> torch.Tensor:
+        images, labels, _ = mixture.batch(step)
+        draw = generator(seed, "classifier step", step)
+        model.train()
+        return spec.loss(model, spec.augment(images, draw, real.flip_safe), labels, draw)
+
+    return loss_of
+
+
+def _validate(model: torch.nn.Module, part: Split, spec: ClassifierTraining) -> dict[str, float]:
+    """Clean and PGD-10 accuracy of the averaged weights on the validation images (margin loss, one start)."""
+    model.eval()
+    attack = PGD(threat=spec.threat, steps=10, restarts=1)
+    with torch.no_grad():
+        clean = (model(part.images).argmax(1) == part.labels).float().mean().item()
+    adversarial = attack(model, part.images, part.labels)  # type: ignore[arg-type]
+    with torch.no_grad():
+        robust = (model(adversarial).argmax(1) == part.labels).float().mean().item()
+    return {"clean": clean, "robust": robust}

@@ -1,0 +1,146 @@
+"""One training loop, a generator: gradient step, schedule, weight averaging, and a state that resumes to the bit.
+
+Every step's randomness is drawn from (seed, step), so the state is weights, averaged weights, optimiser and step.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gambeson.models.files import load_tensors, save_tensors
+from gambeson.store import Workspace
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimisation:
+    """How a network is fitted: SGD with Nesterov momentum, or AdamW where `momentum` is 0."""
+
+    steps: int = 400  # gradient steps
+    batch_size: int = 128  # images per step
+    learning_rate: float = 0.1  # peak learning rate
+    momentum: float = 0.9  # Nesterov momentum of SGD; 0 means AdamW
+    weight_decay: float = 5e-4  # on matrices and filters; none on norms and biases
+    warmup: float = 0.025  # share of the steps in which the rate rises linearly; then cosine to 0
+    average: float = 0.995  # decay of the averaged weights, warmed up as min(decay, (1 + t) / (10 + t))
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "learning_rate"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}: expected a number above 0, got {getattr(self, name)!r}")
+
+    def rate(self, step: int) -> float:
+        """The learning rate of step 0, 1, ...: linear warm-up, then cosine to 0."""
+        warm = self.warmup * self.steps
+        if step + 1 <= warm:
+            return self.learning_rate * (step + 1) / warm
+        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(self.steps - warm, 1)))
+
+    def optimiser(self, model: nn.Module) -> torch.optim.Optimizer:
+        """Weight decay on tensors of two dimensions and more only."""
+        decayed = [p for p in model.parameters() if p.dim() > 1]
+        plain = [p for p in model.parameters() if p.dim() <= 1]
+        groups = [{"params": decayed, "weight_decay": self.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+        if self.momentum:
+            return torch.optim.SGD(groups, lr=self.learning_rate, momentum=self.momentum, nesterov=True)
+        return torch.optim.AdamW(groups, lr=self.learning_rate)
+
+
+@dataclass
+class TrainingState:
+    """Everything that a resumed training needs; `losses` has one number per step, `log` is for the caller."""
+
+    model: nn.Module
+    averaged: nn.Module
+    optimiser: torch.optim.Optimizer
+    step: int = 0
+    losses: list[float] = field(default_factory=list)
+    log: list[dict[str, Any]] = field(default_factory=list)
+
+    @staticmethod
+    def start(model: nn.Module, optimisation: Optimisation) -> TrainingState:
+        """The state before the first step."""
+        averaged = copy.deepcopy(model).requires_grad_(False).eval()
+        return TrainingState(model, averaged, optimisation.optimiser(model))
+
+    def save(self, path: Path) -> None:
+        """Writes the state atomically."""
+        tensors = {f"model/{k}": v for k, v in self.model.state_dict().items()}
+        tensors |= {f"averaged/{k}": v for k, v in self.averaged.state_dict().items()}
+        for index, state in self.optimiser.state_dict()["state"].items():
+            tensors |= {f"optimiser/{index}/{k}": v for k, v in state.items() if isinstance(v, Tensor)}
+        save_tensors(path, tensors, {"kind": "training", "step": self.step, "losses": self.losses, "log": self.log})
+
+    def load(self, path: Path) -> None:
+        """Takes up a state that `save` wrote."""
+        tensors, header = load_tensors(path)
+        part: dict[str, dict[str, Tensor]] = {"model": {}, "averaged": {}, "optimiser": {}}
+        for key, value in tensors.items():
+            kind, _, name = key.partition("/")
+            part[kind][name] = value
+        self.model.load_state_dict(part["model"])
+        self.averaged.load_state_dict(part["averaged"])
+        states: dict[int, dict[str, Tensor]] = {}
+        for name, value in part["optimiser"].items():
+            index, _, key = name.partition("/")
+            states.setdefault(int(index), {})[key] = value
+        self.optimiser.load_state_dict({**self.optimiser.state_dict(), "state": states})
+        self.step, self.losses, self.log = header["step"], header["losses"], header["log"]
+
+    def recent_loss(self, steps: int) -> float:
+        """Mean loss of the last steps."""
+        recent = self.losses[-steps:]
+        return sum(recent) / len(recent)
+
+    @torch.no_grad()
+    def average(self, decay: float) -> None:
+        """Moves the averaged weights and batch-norm statistics towards the model's; counters are copied."""
+        weight = 1 - min(decay, (1 + self.step) / (10 + self.step))
+        for mean, value in zip(self.averaged.state_dict().values(), self.model.state_dict().values(), strict=True):
+            mean.lerp_(value, weight) if mean.is_floating_point() else mean.copy_(value)
+
+
+def fit(
+    state: TrainingState, optimisation: Optimisation, loss_of: Callable[[int], Tensor], work: Workspace
+) -> Iterator[int]:
+    """Trains until `optimisation.steps`, yielding the steps done *after* each update; resumes from work.folder/state.
+
+    loss_of(step) -> [B] losses. Raises ValueError naming the step when the loss is not finite; the last good state
+    stays on disk.
+    """
+    path = work.folder / "state.safetensors"
+    if path.exists():
+        state.load(path)
+    saved = time.monotonic()
+    while state.step < optimisation.steps:
+        loss = loss_of(state.step).mean()
+        if not torch.isfinite(loss):
+            raise ValueError(
+                f"training: the loss of step {state.step} is {loss.item()}, expected a finite number. "
+                "The usual fix is a smaller learning rate; the last good state is kept"
+            )
+        _update(state, optimisation, loss)
+        state.losses.append(loss.item())
+        yield state.step
+        work.progress(state.step, optimisation.steps)
+        if time.monotonic() - saved > work.checkpoint_seconds:
+            state.save(path)
+            saved = time.monotonic()
+
+
+def _update(state: TrainingState, optimisation: Optimisation, loss: Tensor) -> None:
+    for group in state.optimiser.param_groups:
+        group["lr"] = optimisation.rate(state.step)
+    state.optimiser.zero_grad(set_to_none=True)
+    loss.backward()
+    state.optimiser.step()
+    state.step += 1
+    state.average(optimisation.average)
