@@ -39,7 +39,8 @@ def alternatives(hint: Any) -> tuple[Any, ...]:
 def components(hint: Any) -> tuple[tuple[type, ...], bool]:
     """The dataclasses a field may hold (NoneType for None), and whether it holds a tuple of them; () for a leaf.
 
-    Raises TypeError for a type that mixes components with leaves or is a tuple of components of fixed length.
+    Raises TypeError (our mistake, in the class) for a type that is neither, such as a protocol, for one that mixes
+    components with leaves, and for a tuple of components of fixed length.
     """
     if get_origin(hint) is tuple:
         first, *rest = get_args(hint) or (None,)
@@ -48,10 +49,19 @@ def components(hint: Any) -> tuple[tuple[type, ...], bool]:
             raise TypeError(f"recipe field: expected tuple[Component, ...], got {hint}")
         return kinds, bool(kinds)
     kinds = alternatives(hint)
-    known = [k for k in kinds if dataclasses.is_dataclass(k)]
-    if known and any(k is not NoneType and k not in known for k in kinds):
-        raise TypeError(f"recipe field: expected components or leaves, not both, got {hint}")
-    return (kinds if known else ()), False
+    if all(map(_is_leaf, kinds)):
+        return (), False
+    if not all(k is NoneType or dataclasses.is_dataclass(k) for k in kinds):
+        raise TypeError(f"recipe field: expected leaf types, or a union of dataclasses (and None), got {hint}")
+    return kinds, False
+
+
+def _is_leaf(kind: Any) -> bool:
+    """Whether values of this type are a recipe's leaves."""
+    if isinstance(kind, type) and get_origin(kind) is None:
+        return kind in (NoneType, bool, int, float, str) or issubclass(kind, Enum)
+    inner = [part for item in get_args(kind) for part in alternatives(item) if part is not Ellipsis]
+    return get_origin(kind) is Literal or (get_origin(kind) is tuple and all(map(_is_leaf, inner)))
 
 
 def name_of(kind: type) -> str:
@@ -63,7 +73,8 @@ def type_text(hint: Any) -> str:
     """A field's type in words: 'int', 'float or none', 'linf or l2', 'Heun or DDIM', 'several of int'."""
     if get_origin(hint) is tuple:
         inner = [type_text(part) for part in get_args(hint) if part is not Ellipsis]
-        return f"several of {inner[0]}" if get_args(hint)[-1] is Ellipsis else f"{len(inner)} of {', '.join(inner)}"
+        several = get_args(hint)[-1] is Ellipsis
+        return f"several of {inner[0]}" if several else f"{len(inner)} values: {', '.join(inner)}"
     return " or ".join(word for kind in alternatives(hint) for word in _words(kind))
 
 
@@ -73,15 +84,17 @@ def _words(kind: Any) -> list[str]:
         return [str(word) for word in get_args(kind)]
     if get_origin(kind) is tuple:
         return [type_text(kind)]
-    if isinstance(kind, type) and issubclass(kind, Enum):
+    if issubclass(kind, Enum):
         return [str(member.value) for member in kind]
-    return [name_of(kind)]
+    return {bool: ["true", "false"], str: ["text"]}.get(kind, [name_of(kind)])
 
 
-def _of_item(hint: Any, index: int) -> Any:
-    """The type of one item of a tuple field."""
-    parts = next((get_args(kind) for kind in alternatives(hint) if get_origin(kind) is tuple), ())
-    return parts[0] if parts[1:] == (Ellipsis,) else parts[index] if index < len(parts) else Any
+def item_hint(hint: Any, index: int) -> Any:
+    """The type of one item of a tuple field; Any if it is no tuple or has no such item."""
+    parts: tuple[Any, ...] = next((get_args(kind) for kind in alternatives(hint) if get_origin(kind) is tuple), ())
+    if parts[1:] == (Ellipsis,):
+        return parts[0]
+    return parts[index] if index < len(parts) else Any
 
 
 def _number(value: int | float, hint: Any) -> int | float:
@@ -122,7 +135,7 @@ def _plain(value: Any, hint: Any, drop_neutral: bool, path: str) -> Any:
         inside = {n: _plain(v, h, drop_neutral, f"{path}.{n}") for n, v, h in _fields(value, drop_neutral)}
         return {"class": type(value).__name__, **inside}
     if isinstance(value, (tuple, list)):
-        return [_plain(v, _of_item(hint, i), drop_neutral, f"{path}.{i}") for i, v in enumerate(value)]
+        return [_plain(v, item_hint(hint, i), drop_neutral, f"{path}.{i}") for i, v in enumerate(value)]
     if isinstance(value, dict) and all(isinstance(k, str) for k in value):
         return {k: _plain(v, Any, drop_neutral, f"{path}.{k}") for k, v in value.items()}
     try:

@@ -14,7 +14,7 @@ from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wai
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from gambeson.store import Store
 
@@ -38,6 +38,7 @@ class News:
     total: int
 
 
+@runtime_checkable
 class Screen(Protocol):
     """Whoever shows the news."""
 

@@ -16,7 +16,7 @@ from types import NoneType
 from typing import Any, TypeVar, get_origin
 
 from gambeson import __version__
-from gambeson.canonical import alternatives, components, field_help, hints, name_of, plain, type_text
+from gambeson.canonical import alternatives, components, field_help, hints, item_hint, name_of, plain, type_text
 from gambeson.errors import EnvironmentFault, UserError, nearest, unknown
 
 T = TypeVar("T")
@@ -33,9 +33,7 @@ def _adapter(hint: Any) -> Any:
 def _numbers(value: Any, hint: Any) -> Any:
     """The value with text like '1e-3' (which YAML takes for text) and '8/255' made a float where one is expected."""
     if isinstance(value, list):
-        parts = next((k.__args__ for k in alternatives(hint) if get_origin(k) is tuple), ())
-        inner = parts[:1] * len(value) if parts[1:] == (Ellipsis,) else parts
-        return [_numbers(v, h) for v, h in zip(value, inner, strict=True)] if len(inner) == len(value) else value
+        return [_numbers(item, item_hint(hint, i)) for i, item in enumerate(value)]
     kinds = alternatives(hint)
     if isinstance(value, str) and float in kinds and str not in kinds:
         with suppress(ValueError, ZeroDivisionError, OverflowError):
@@ -66,7 +64,7 @@ def construct(cls: type[T], values: Mapping[str, Any], path: str) -> T:
     try:
         return cls(**values)
     except ValueError as error:
-        raise UserError(f"{path}: {error}" if path else str(error)) from error
+        raise UserError(str(error) if str(error).startswith(path) else f"{path}: {error}") from error
 
 
 def _join(path: str, name: object) -> str:
@@ -74,7 +72,7 @@ def _join(path: str, name: object) -> str:
     return f"{path}.{name}" if path else str(name)
 
 
-def _pick(kinds: Sequence[type], value: Any, path: str, classes: Mapping[str, type]) -> tuple[type, dict[str, Any]]:
+def _pick(kinds: Sequence[type], value: Any, path: str, classes: Mapping[str, type]) -> tuple[type, dict[Any, Any]]:
     """The chosen component and the plain values of its fields; a bare name (or null) means its defaults."""
     named = {name_of(kind): kind for kind in kinds}
     given = {"class": value or "none"} if value is None or isinstance(value, str) else value
@@ -85,11 +83,11 @@ def _pick(kinds: Sequence[type], value: Any, path: str, classes: Mapping[str, ty
         raise UserError(
             f"{path}: expected `class:` with one of {', '.join(named)}, got only {', '.join(given) or '{}'}"
         )
-    if word not in named:
+    if str(word) not in named:
         error = unknown("component", str(word), named)
-        elsewhere = " (which exists, but does not fit here)" if word in classes else ""
+        elsewhere = " (which exists, but does not fit here)" if str(word) in classes else ""
         raise UserError(f"{path or 'recipe'}: {error}{elsewhere}")
-    return named[word], {k: v for k, v in given.items() if k != "class"}
+    return named[str(word)], {k: v for k, v in given.items() if k != "class"}
 
 
 def _component(kinds: Sequence[type], value: Any, path: str, classes: Mapping[str, type]) -> Any:
@@ -124,6 +122,8 @@ def build(tree: Any, root: type[T], classes: Mapping[str, type] | None = None) -
 
     Raises UserError naming the path for an unknown field or class, a wrong type, or a value its class refuses.
     """
+    if not isinstance(tree, dict):
+        raise UserError(f"expected the fields of a {root.__name__} (name: value), got {_shown(tree)}")
     return _component([root], tree, "", classes or {})
 
 
@@ -167,7 +167,7 @@ def _lines(obj: Any, named: bool) -> Iterator[str]:
         yield from rest
 
 
-def dumps(recipe: Any, again: str = "gambeson run PATH") -> str:
+def dump(recipe: Any, again: str = "gambeson run PATH") -> str:
     """The recipe as commented YAML; `again` is the command, named in the header, that runs it."""
     plain(recipe)  # refuses nan, inf and foreign objects, with their path
     header = f"# A gambeson recipe, written by gambeson {__version__}.\n# Run it again: {again}\n\n"
@@ -182,7 +182,7 @@ def save(recipe: Any, path: str | os.PathLike[str]) -> None:
     from gambeson.store import atomic
 
     with atomic(Path(path)) as draft:
-        draft.write_text(dumps(recipe, f"gambeson run {path}"), encoding="utf-8")
+        draft.write_text(dump(recipe, f"gambeson run {path}"), encoding="utf-8")
 
 
 def parse_yaml(text: str, source: str = "recipe") -> Any:
@@ -193,10 +193,10 @@ def parse_yaml(text: str, source: str = "recipe") -> Any:
         """YAML's safe loader, but a key given twice is an error instead of the last one winning."""
 
         def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-            keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+            keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
             for i, key in enumerate(keys):
-                if key in keys[:i]:
-                    raise yaml.MarkedYAMLError(problem=f"{key!r} twice", problem_mark=node.value[i][0].start_mark)
+                if any(key.value == earlier.value for earlier in keys[:i]):
+                    raise yaml.MarkedYAMLError(problem=f"{key.value!r} twice", problem_mark=key.start_mark)
             return super().construct_mapping(node, deep)
 
     try:
@@ -222,10 +222,11 @@ def load(path: str | os.PathLike[str], root: type[T], classes: Mapping[str, type
         raise UserError(f"recipe file {path}: expected a YAML file saved by gambeson, got: {error}") from None
     except OSError as error:
         raise EnvironmentFault(f"recipe file {path}: expected a readable file, got: {error}") from error
+    tree = parse_yaml(text, f"recipe file {path}")
     try:
-        return build(parse_yaml(text, f"recipe file {path}"), root, classes)
+        return build(tree, root, classes)
     except UserError as error:
-        raise error if str(path) in str(error) else UserError(f"recipe file {path}: {error}") from None
+        raise UserError(f"recipe file {path}: {error}") from None
 
 
 def from_text(words: Sequence[str], hint: Any, path: str) -> Any:

@@ -1,4 +1,4 @@
-"""The story of a run: real images -> denoiser, teacher -> synthetic images -> labels -> selection -> student -> rows."""
+"""The story of a run: real images, denoiser, teacher, synthetic images, labels, selection, student, rows."""
 
 from __future__ import annotations
 

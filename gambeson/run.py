@@ -1,10 +1,10 @@
 """A run: its folder, its jobs side by side, its rows, its report; and the list of runs there are.
 
-    RUNS/NAME-DIGEST/recipe.yaml    the whole recipe: `gambeson run` on this file repeats the run
-    RUNS/NAME-DIGEST/run.json       what ran, when, and which finished stages it is made of; written when complete
-    RUNS/NAME-DIGEST/rows.parquet   one row per arm, seed and test image
-    RUNS/NAME-DIGEST/report.html    the page
-    RUNS/stages/STAGE/DIGEST/       the store that all runs share
+RUNS/NAME-DIGEST/recipe.yaml    the whole recipe: `gambeson run` on this file repeats the run
+RUNS/NAME-DIGEST/run.json       what ran, when, and which finished stages it is made of; written when complete
+RUNS/NAME-DIGEST/rows.parquet   one row per arm, seed and test image
+RUNS/NAME-DIGEST/report.html    the page
+RUNS/stages/STAGE/DIGEST/       the store that all runs share
 """
 
 from __future__ import annotations

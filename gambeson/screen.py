@@ -1,4 +1,4 @@
-"""Shows what a run is doing: a bar with time left for every stage on a terminal, a line per finished stage elsewhere."""
+"""Shows what a run is doing: on a terminal a bar with time left for every stage, elsewhere a line for each."""
 
 from __future__ import annotations
 
@@ -6,8 +6,15 @@ import time
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
-from rich.progress import TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from gambeson.engine import News
 
@@ -37,7 +44,9 @@ class ProgressScreen:
         self.bars.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.bars.stop()
 
     def show(self, news: News) -> None:
@@ -45,11 +54,15 @@ class ProgressScreen:
         turn = self._turn(news)
         key = (news.job, news.stage, turn)
         if key not in self.tasks:
-            self.tasks[key] = self.bars.add_task(f"{news.job:28} {WORDS.get(news.stage, news.stage):22}", total=news.total)
+            self.tasks[key] = self.bars.add_task(
+                f"{news.job:28} {WORDS.get(news.stage, news.stage):22}", total=news.total
+            )
         self.bars.update(self.tasks[key], completed=news.done, total=news.total)
         if news.total == news.done == 1 and not self.console.is_terminal:
             clock = time.monotonic() - self.started
-            self.console.print(f"[{clock:6.0f} s] {news.job:28} {WORDS.get(news.stage, news.stage)}: done", markup=False)
+            self.console.print(
+                f"[{clock:6.0f} s] {news.job:28} {WORDS.get(news.stage, news.stage)}: done", markup=False
+            )
 
     def _turn(self, news: News) -> int:
         """How often this stage was finished in this job before."""

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from filelock import FileLock
@@ -26,7 +26,11 @@ from gambeson import canonical
 from gambeson.errors import EnvironmentFault
 from gambeson.types import Progress, silent
 
+RESUME = "state.safetensors"
+"""What an unfinished stage goes on from; removed when it is finished."""
 
+
+@runtime_checkable
 class Digested(Protocol):
     """Whatever may be the input of a stage."""
 
@@ -220,6 +224,7 @@ class Store:
             "files": {p.name: checksum(p) for p in sorted(artifact.folder.iterdir()) if _is_result(p)},
         }
         write_json(artifact.folder / "done.json", record)
+        (artifact.folder / RESUME).unlink(missing_ok=True)
 
 
 def _attempts(folder: Path) -> list[dict[str, Any]]:
@@ -228,4 +233,4 @@ def _attempts(folder: Path) -> list[dict[str, Any]]:
 
 
 def _is_result(path: Path) -> bool:
-    return path.is_file() and not path.name.startswith(".") and path.name != "attempts.json"
+    return path.is_file() and not path.name.startswith(".") and path.name not in ("attempts.json", RESUME)

@@ -97,24 +97,28 @@ class Classifier(Protocol):
     def features(self, images: Tensor) -> Tensor: ...
 
 
+@runtime_checkable
 class Labeler(Protocol):
-    """Images in [0, 1] and the class each was generated for -> labels [B] and logits [B, K]."""
+    """The class each image was generated for [B] and a teacher's logits [B, K] -> labels [B]."""
 
-    def __call__(self, images: Tensor, condition: Tensor, teacher: Classifier) -> tuple[Tensor, Tensor]: ...
+    def __call__(self, condition: Tensor, logits: Tensor) -> Tensor: ...
 
 
+@runtime_checkable
 class Selector(Protocol):
-    """One score per image, larger is better."""
+    """Labels [B] and a teacher's logits [B, K] -> one score per image [B], larger is better."""
 
     def __call__(self, labels: Tensor, logits: Tensor) -> Tensor: ...
 
 
+@runtime_checkable
 class Attack(Protocol):
     """Adversarial images for a classifier, inside the threat's ball and [0, 1]."""
 
     def __call__(self, model: Classifier, images: Tensor, labels: Tensor) -> Tensor: ...
 
 
+@runtime_checkable
 class RobustLoss(Protocol):
     """One training loss per image."""
 

@@ -277,6 +277,9 @@ def test_single_precision_start_and_clamp():
     sigmas = ddim_sigmas(cosine_alpha_bar(), ddim_timesteps(20))
     single = run(DDIM(vp_start=True), sigmas, noise=NOISE.float())
     assert single.dtype == torch.float32
+    seen = []
+    list(DDIM()(lambda x, *_: seen.append(x.dtype) or x, NOISE.float(), sigmas))
+    assert set(seen) == {torch.float32}
     torch.testing.assert_close(single.double(), run(DDIM(vp_start=True), sigmas), rtol=0, atol=1e-3)
     first, *_ = DDIM(vp_start=True)(WORLD.denoiser, NOISE, sigmas)
     torch.testing.assert_close(first.x, (1 + sigmas[0] ** 2).sqrt() * NOISE)
@@ -395,9 +398,10 @@ PARTS = [
 ]
 
 
+@pytest.mark.parametrize("top", [6.0, math.inf])
 @pytest.mark.parametrize("second", [False, True])
 @pytest.mark.parametrize(("loss", "features"), PARTS)
-def test_shift_of_every_evaluation(loss, features, second):
+def test_shift_of_every_evaluation(loss, features, second, top):
     """shift = -sigma strength grad, encoding each image once, in the coordinate that METHOD 1.3 names."""
     encoded, seen = [], []
 
@@ -411,13 +415,13 @@ def test_shift_of_every_evaluation(loss, features, second):
             seen.append((step, shift))
             return shift, state
 
-    window = Window(sigma_min=0.3, sigma_max=6.0)
+    window = Window(sigma_min=0.3, sigma_max=top)
     guidance = Watch(Contrastive(loss=loss, features=features, strength=2.0, window=window), counting)
     sigmas = karras_sigmas(8, 0.05, 20.0)
     run(Heun(guide_second=second), sigmas, guidance)
     guided = [(step, shift) for step, shift in seen if shift is not None]
     assert {step.stage for step, _ in guided} == ({0, 1} if second else {0})
-    assert all(window.contains(step.sigma) for step, _ in guided)
+    assert all(window.contains(step.sigma) and step.index > 0 for step, _ in guided)  # never the first step
     if not second:
         assert len(guided) == sum(window.contains(s) for s in sigmas[1:-1].tolist())
     assert len(encoded) == len(guided) + 1  # one more for the positive from before the window
@@ -468,7 +472,7 @@ def test_guidance_separates_the_classes(sampler, features):
 
 
 def test_classifier_guidance_is_exact_for_gaussian_data():
-    """One Gaussian: x0-hat is linear in x, so the shift is sigma^2 grad_x log p(label | x0-hat(x)), Jacobian and all."""
+    """One Gaussian, x0-hat linear in x: the shift is sigma^2 grad_x log p(label | x0-hat(x)), nothing dropped."""
     s, sigma = 0.5, 1.7
     world = GaussianMixture(
         means=torch.zeros(1, 1, 3, 3, dtype=f64),

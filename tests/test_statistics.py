@@ -8,7 +8,6 @@ from scipy.special import ndtr
 
 from gambeson.report.statistics import (
     Difference,
-    MeanSpread,
     mean_accuracy,
     paired_difference,
     randomness,
@@ -88,7 +87,8 @@ def test_two_way_mean_by_hand():
 def test_two_way_mean_drops_a_negative_component():
     # Equal row means: MS_s = 0 < MS_e, so the variance is that of the images alone: MS_i / (S I), freedom I - 1.
     found = two_way_mean(np.array([[1.0, 2, 6], [0, 3, 6]]))
-    assert found == MeanSpread(3.0, pytest.approx(2 * np.var([0.5, 2.5, 6], ddof=1) / 6), 2.0)
+    assert found.variance == pytest.approx(2 * np.var([0.5, 2.5, 6], ddof=1) / 6)
+    assert (found.mean, found.freedom) == (3.0, 2.0)
 
 
 def test_training_noise_widens_the_interval():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,7 +28,7 @@ class Split:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageSet:
-    """A labelled image set. `test` is read by evaluation only; `flip_safe` says whether a mirrored image keeps its class."""
+    """A labelled image set. `test` is read by evaluation only; `flip_safe`: a mirrored image keeps its class."""
 
     name: str
     train: Split
@@ -52,7 +53,7 @@ class ImageSet:
 
 @dataclass(frozen=True, kw_only=True)
 class Digits:
-    """scikit-learn's handwritten digits: 1,797 real images of 8x8 pixels, embedded in the library (UCI, Alpaydin 1998)."""
+    """scikit-learn's handwritten digits: 1,797 real images of 8x8 pixels, part of that library (UCI, Alpaydin 1998)."""
 
     train_images: int = 300  # real training images, the same number of each class
     validation_images: int = 150  # held-out images for curves and choices, stratified; all the rest is test
@@ -71,7 +72,7 @@ class Digits:
         """The image set, the same for the same fields."""
         from sklearn.datasets import load_digits
 
-        raw = load_digits()
+        raw: Any = load_digits()
         images = torch.from_numpy(raw.images[:, None] / 16).float()
         labels = torch.from_numpy(raw.target).long()
         parts = _split(raw.target, self.train_images, self.validation_images, derive(self.split_seed, "digits split"))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from gambeson.data.datasets import Split
 from gambeson.randomness import generator
 
 
+@runtime_checkable
 class SyntheticSource(Protocol):
     """Synthetic images by position; a whole set in memory or a store on disk."""
 

@@ -47,7 +47,7 @@ class NetworkDenoiser(nn.Module):
         self.network, self.preconditioning, self.conditional_only = network, preconditioning, conditional_only
 
     def forward(self, x: Tensor, sigma: float | Tensor, labels: Tensor | None = None) -> Tensor:
-        """x [B, C, H, W], sigma one number or [B] -> [B, C, H, W]. Raises ValueError where labels are needed or wrong."""
+        """x [B, C, H, W], sigma one number or [B] -> [B, C, H, W]. ValueError for missing or wrong labels."""
         if labels is None and self.conditional_only:
             raise ValueError("denoiser: expected labels, got none; it was trained without label dropout")
         if labels is not None and len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < self.classes:

@@ -34,7 +34,7 @@ class ResNetSpec:
 
 
 class Block(nn.Module):
-    """norm, SiLU, conv, norm, SiLU, conv, plus the input; the activation stands before both branches when shapes change."""
+    """norm, SiLU, conv, norm, SiLU, conv, plus the input; a changed shape activates both branches."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()

@@ -1,7 +1,8 @@
 """A small class-conditional U-Net for images of 8 to 64 pixels, with one size dial (`width`).
 
-The block is DDPM++'s (Song et al. 2021; Karras et al. 2022): group norm, SiLU, 3x3 convolution, noise and class embedding
-as scale and shift between two of them, residual connections scaled by sqrt(1/2), self-attention at the lowest resolution.
+The block is DDPM++'s (Song et al. 2021; Karras et al. 2022): group norm, SiLU, 3x3 convolution, noise and class
+embedding as scale and shift between two of them, residual connections scaled by sqrt(1/2), self-attention at the
+lowest resolution.
 """
 
 from __future__ import annotations

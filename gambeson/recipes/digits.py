@@ -28,7 +28,7 @@ def recipe() -> Recipe:
         network=ResNetSpec(width=16, multipliers=(1, 2, 4)),
         loss=TRADES(beta=5.0, steps=10, step_size=0.0375),
         optimisation=Optimisation(steps=400, batch_size=128, learning_rate=0.2),
-        augment=PadCrop(padding=0, flip=True),
+        augment=PadCrop(padding=1, flip=True),
         fraction=0.7,
     )
     teacher = replace(student, loss=Plain(label_smoothing=0.0), validations=4)
@@ -44,7 +44,7 @@ def recipe() -> Recipe:
         threat=ThreatModel(norm="linf", epsilon=0.15),
         denoiser=DenoiserTraining(preconditioning=EDM(sigma_data=0.7)),
         teacher=teacher,
-        generation=Generation(count=4000, sampler=Heun(s_max=1e6), levels=NoiseLevels(steps=12), guidance=guidance),
+        generation=Generation(count=4000, sampler=Heun(), levels=NoiseLevels(steps=12), guidance=guidance),
         control=GaussianControl(count=4000),
         selection=Selection(score=Confidence(), keep=1.0),
         student=student,

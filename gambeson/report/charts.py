@@ -10,8 +10,8 @@ import re
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from html import escape
 from typing import Any
-from xml.sax.saxutils import quoteattr
 
 import matplotlib
 import numpy as np
@@ -186,7 +186,7 @@ def _lines(lines: list[tuple[Look, list[int], list[float]]], key: str, ylabel: s
         return _svg(figure, key, label)
 
 
-def _thinned(values: Sequence[float], most: int = 160) -> np.ndarray:
+def _thinned(values: Sequence[float] | Sequence[int], most: int = 160) -> np.ndarray:
     """Means of at most `most` equal stretches of the values."""
     array = np.asarray(values, dtype=float)
     return array if len(array) <= most else np.array([part.mean() for part in np.array_split(array, most)])
@@ -209,4 +209,4 @@ def _svg(figure: Figure, key: str, label: str) -> str:
     body = re.sub(r'\bid="([^"]+)"', rf'id="{key}-\1"', body)
     body = re.sub(r'href="#([^"]+)"', rf'href="#{key}-\1"', body)
     body = re.sub(r"url\(#([^)]+)\)", rf"url(#{key}-\1)", body)
-    return f'<svg class="chart" role="img" aria-label={quoteattr(label)} {box.group()}>{body}'
+    return f'<svg class="chart" role="img" aria-label="{escape(label)}" {box.group()}>{body}'

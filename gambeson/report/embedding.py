@@ -30,6 +30,7 @@ def embed(sets: Sequence[FeatureSet], seed: int = 0) -> list[EmbeddedSet]:
     Raises ValueError for fewer than 10 points in all, for features of different spaces or sizes, or not finite ones.
     """
     from sklearn.manifold import TSNE
+    from threadpoolctl import threadpool_limits
 
     chosen = [_sample(each, MOST_POINTS // len(sets), seed) for each in sets]
     _check(chosen)
@@ -37,17 +38,19 @@ def embed(sets: Sequence[FeatureSet], seed: int = 0) -> list[EmbeddedSet]:
     together = (together - together.mean(axis=0)) / max(float(together.std()), 1e-12)
     start: Any = 1e-4 * _principal(together)  # scikit-learn's stubs know only its names
     perplexity = min(30.0, (len(together) - 1) / 3)
-    plane = TSNE(init=start, perplexity=perplexity, random_state=seed, n_jobs=1).fit_transform(together)
+    with threadpool_limits(1):  # several OpenMP threads wait for each other: on a busy machine 20 times slower than one
+        plane = TSNE(init=start, perplexity=perplexity, random_state=seed, n_jobs=1).fit_transform(together)
     parts = np.split(np.asarray(plane, dtype=float), np.cumsum([len(each.labels) for each in chosen])[:-1])
     return [EmbeddedSet(c.name, part, c.labels, c.space) for c, part in zip(chosen, parts, strict=True)]
 
 
 def limits(sets: Sequence[EmbeddedSet]) -> tuple[float, float, float, float]:
-    """A square (left, right, bottom, top) around all points, with a margin of 5 %."""
+    """(left, right, bottom, top) around all points with a margin of 5 %; the axes of t-SNE have no common unit."""
     points = np.concatenate([each.points for each in sets])
-    middle = (points.max(axis=0) + points.min(axis=0)) / 2
-    half = 0.55 * max(float(np.ptp(points, axis=0).max()), 1e-6)
-    return middle[0] - half, middle[0] + half, middle[1] - half, middle[1] + half
+    low, high = points.min(axis=0), points.max(axis=0)
+    margin = 0.05 * np.maximum(high - low, 1e-6)
+    (left, bottom), (right, top) = low - margin, high + margin
+    return float(left), float(right), float(bottom), float(top)
 
 
 def _principal(centred: np.ndarray) -> np.ndarray:

@@ -63,14 +63,14 @@ def _attacks(recipe: Recipe) -> dict[str, str]:
     e = recipe.evaluation
     return {
         "pgd": f"{e.pgd.steps} steps, {e.pgd.restarts} restarts, margin loss",
-        "apgd": f"APGD-CE ({e.apgd.steps} steps), then targeted APGD against every other class ({e.targeted.steps} steps each)",
+        "apgd": f"APGD-CE ({e.apgd.steps} steps), then targeted APGD ({e.targeted.steps} steps for every other class)",
         "curve": f"PGD with {e.curve_attack.steps} steps on {e.curve_images} test images",
     }
 
 
 def _arm(run: Run, arm: Arm) -> ArmMaterial:
     rows = run.rows()
-    mine = rows.filter(pc.equal(rows["arm"], arm.value)).drop_columns(["arm"])
+    mine = rows.filter(pc.field("arm") == arm.value).drop_columns(["arm"])
     curves = tuple(_curve(c) for c in run.chapters if c.arm is arm)
     return ArmMaterial(key=arm.value, title=arm.title, rows=mine, curves=curves)
 

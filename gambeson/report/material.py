@@ -43,7 +43,7 @@ class TrainingCurve:
     validation_robust: list[float]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class ArmMaterial:
     """One arm of the comparison: `rows` of all its seeds (None: not evaluated) and one training curve per seed.
 
@@ -68,7 +68,7 @@ class ArmMaterial:
                              f"evaluated), got {self.rows.num_rows} rows with nulls in {nulls}")  # fmt: skip
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Grids:
     """Samples, [classes, k, H, W, C] uint8: `guided[c, j]` was drawn from the same noise as `plain[c, j]`.
 
@@ -83,7 +83,7 @@ class Grids:
             raise ValueError(f"grids: expected one shape, got plain {self.plain.shape}, guided {self.guided.shape}")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class FeatureSet:
     """Embeddings [n, D] of images called `name` (real, plain, guided) with labels [n]; `space` names the encoder."""
 
@@ -121,7 +121,7 @@ class CheckRecord:
     detail: str
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class RunMaterial:
     """A whole run, ready to be shown.
 

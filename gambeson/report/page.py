@@ -23,7 +23,7 @@ MOST_CLASSES = 20
 
 @dataclass(frozen=True)
 class Chart:
-    """An SVG with the heading and the caption that the page sets around it."""
+    """An SVG with the heading and the caption (each may be empty) that the page sets around it."""
 
     title: str
     svg: Markup
@@ -140,11 +140,11 @@ def _robustness(material: RunMaterial, looks: dict[str, Look]) -> Chart | None:
     label = f"Line chart of accuracy under PGD against epsilon. At epsilon {last:g}: {', '.join(ends)}."
     svg = charts.robustness([(looks[a.key], points) for a, points in curves], worst, material.epsilon, label)
     caption = (
-        f"Lines: accuracy under PGD{_in_words(material, 'curve')} on {_join(sizes)} test images, with 95 % bands. "
+        f"Lines: {material.attacks.get('curve', f'PGD on {_join(sizes)} test images')}, with 95 % bands. "
         f"Hollow marks: the worst case over all test images at epsilon {material.epsilon:g} (dotted line), with 95 % "
         "intervals; they are set side by side to be readable."
     )
-    return Chart("Robust accuracy against epsilon", Markup(svg), caption)
+    return Chart("", Markup(svg), caption)
 
 
 def _training(arms: Sequence[ArmMaterial], looks: dict[str, Look]) -> list[Chart]:
@@ -240,10 +240,6 @@ def _named(checks: Sequence[CheckRecord], material: RunMaterial) -> list[CheckRe
 
 def _title(key: str, material: RunMaterial) -> str:
     return {arm.key: arm.title for arm in material.arms}.get(key, key)
-
-
-def _in_words(material: RunMaterial, attack: str) -> str:
-    return f" ({material.attacks[attack]})" if attack in material.attacks else ""
 
 
 def _join(numbers: Sequence[int]) -> str:

@@ -18,7 +18,7 @@ from gambeson.report.statistics import Difference, Interval, randomness
 COLUMNS = {"clean": "Clean", "pgd": "PGD", "apgd": "Worst case"}
 """The scored columns and their headings; the worst case is that of APGD-CE and targeted APGD."""
 HEADLINE = "apgd"
-ORDER = ("apgd", "pgd", "clean")
+SPOKEN = ("apgd", "clean")
 
 
 @dataclass(frozen=True)
@@ -183,7 +183,7 @@ def _sentences(
     first = comparisons[0].baseline
     against_first = [c for c in comparisons if c.baseline == first]
     between = [_between(c) for c in comparisons if c.baseline != first]
-    by_column = [_against(column, first, against_first) for column in ORDER]
+    by_column = [_against(column, first, against_first) for column in SPOKEN]
     return (by_column[0], *between, *by_column[1:])
 
 
@@ -204,7 +204,7 @@ def _against(column: str, baseline: str, comparisons: list[Comparison]) -> str:
     return f"{_NAMES[column]}: {'; '.join(ordered)}."
 
 
-_NAMES = {"apgd": "Worst-case accuracy", "pgd": "Accuracy under PGD", "clean": "Clean accuracy"}
+_NAMES = {"apgd": "Worst-case accuracy", "clean": "Clean accuracy"}
 
 
 def _between(comparison: Comparison) -> str:

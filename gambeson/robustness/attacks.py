@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from gambeson.randomness import image_keys, uniform
 from gambeson.robustness.losses import (
+    DLR,
     AttackLoss,
     CrossEntropy,
     HasThreat,
@@ -93,9 +94,9 @@ class Climb:
     gradient: Tensor  # [b, C, H, W] its gradient
     right: Tensor  # [b] whether x is still classified as its label
 
-    def only(self, keep: Tensor) -> Self:
+    def only(self, keep: Tensor) -> Any:
         """The images where `keep` [b] is True."""
-        return replace(self, **{field.name: getattr(self, field.name)[keep] for field in fields(self)})
+        return replace(self, **{f.name: getattr(self, f.name)[keep] for f in fields(self)})
 
 
 def _look(model: Network, loss: AttackLoss, climb: Any, x: Tensor, **changes: Tensor) -> Any:
@@ -137,6 +138,8 @@ class _Record:
         return climb if climb.right.all() else climb.only(climb.right)
 
 
+@runtime_checkable
+@runtime_checkable
 class _Climber(HasThreat, Protocol):
     """What PGD and APGD share: a start and a step."""
 
@@ -172,12 +175,16 @@ def _pursue_all(attack: _Climber, model: Network, record: _Record, targets: list
     return record.best
 
 
+Climbed = CrossEntropy | Margin | DLR | TargetedDLR
+"""The losses that a recipe can have an attack climb."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class FGSM:
     """One step of size epsilon along the steepest direction from the clean image (Goodfellow et al. 2015, sec. 4)."""
 
     threat: ThreatModel | None = None  # the ball; None: put in later with dataclasses.replace
-    loss: AttackLoss = CrossEntropy()  # what is climbed
+    loss: Climbed = CrossEntropy()  # what is climbed
 
     def __call__(self, model: Network, images: Images, labels: Labels, seed: int = 0) -> Images:
         """Adversarial images [B, C, H, W]; images that are wrong already come back unchanged. Draws nothing."""
@@ -196,7 +203,7 @@ class PGD:
     steps: int = 40  # gradient steps of each restart
     restarts: int = 3  # random starts; later ones only see the images still standing
     step_size: float | None = None  # in pixels; None: 2.5 * epsilon / steps
-    loss: AttackLoss = Margin()  # what is climbed
+    loss: Climbed = Margin()  # what is climbed
 
     def __post_init__(self) -> None:
         require(self.steps >= 1, "PGD steps", "at least 1", self.steps)
@@ -240,7 +247,7 @@ class APGDClimb(Climb):
 
 
 def checkpoints(steps: int) -> dict[int, int]:
-    """Steps after which AutoPGD checks its progress -> how many steps each check looks back on (Croce & Hein 2020, 3.2).
+    """Steps after which AutoPGD checks its progress -> how many steps back it looks (Croce & Hein 2020, section 3.2).
 
     The first comes after 22 % of the steps, each next gap is 3 % shorter, but none shorter than 6 %.
     """
@@ -266,7 +273,7 @@ class APGD:
     steps: int = 100  # gradient steps of each restart
     restarts: int = 1  # random starts; later ones only see the images still standing
     rho: float = 0.75  # share of rising steps below which a check halves the step
-    loss: AttackLoss = CrossEntropy()  # what is climbed
+    loss: Climbed = CrossEntropy()  # what is climbed
 
     def __post_init__(self) -> None:
         require(self.steps >= 1, "APGD steps", "at least 1", self.steps)
@@ -359,6 +366,8 @@ class TargetedAPGD:
         return _pursue_all(engine, model, record, targets, seed)
 
 
+@runtime_checkable
+@runtime_checkable
 class SeededAttack(HasThreat, Protocol):
     """An attack with a threat model whose draws come from a seed."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -118,7 +119,7 @@ def accuracy_falls(accuracies: Sequence[tuple[float, float]], n: int) -> Check:
     if len(accuracies) < 2:
         raise ValueError(f"accuracy_falls: expected at least two (epsilon, accuracy) pairs, got {len(accuracies)}")
     counts = [round(accuracy * n) for _, accuracy in sorted(accuracies)]
-    rise = max(later - earlier for earlier, later in zip(counts, counts[1:], strict=False))
+    rise = max(later - earlier for earlier, later in pairwise(counts))
     falls = counts[-1] < counts[0] or counts[0] == 0
     shown = ", ".join(f"{accuracy:.1%} at {epsilon:.4g}" for epsilon, accuracy in sorted(accuracies))
     detail = f"{shown}; largest rise {max(rise, 0)} of {n} images"
@@ -138,7 +139,7 @@ def reaches_zero(model: Network, images: Images, labels: Labels, threat: ThreatM
 
 
 def pgd_not_stronger_than_apgd(pgd_robust: Verdicts, apgd_robust: Verdicts) -> Check:
-    """Fails if plain PGD leaves fewer images robust than AutoPGD (by more than 1 in 100): the stronger attack failed."""
+    """Fails if plain PGD leaves fewer images robust than AutoPGD, by more than 1 in 100: AutoPGD went wrong."""
     _same_length(pgd_robust, apgd_robust)
     pgd, apgd = int(pgd_robust.sum()), int(apgd_robust.sum())
     only = int((apgd_robust & ~pgd_robust).sum())

@@ -38,15 +38,19 @@ class Evaluation:
             raise ValueError(f"evaluation.curve: expected epsilons above 0 and up to 1, got {self.curve}")
 
 
+Columns = dict[str, np.ndarray]
+"""Column name -> one value per image."""
+
+
 def spread(total: int, wanted: int) -> np.ndarray:
     """Up to `wanted` positions, evenly spread over 0 .. total - 1."""
     return np.unique(np.linspace(0, total - 1, min(wanted, total)).astype(int))
 
 
-def evaluate_rows(spec: Evaluation, model: SmallResNet, part: Split, seed: int, work: Workspace) -> dict[str, np.ndarray]:
+def evaluate_rows(spec: Evaluation, model: SmallResNet, part: Split, seed: int, work: Workspace) -> Columns:
     """Columns of one row per image: label, clean prediction and margin, and whether each attack was withstood.
 
-    `apgd` is the worst case of `apgd_ce` and `apgd_t`; `apgd_t` is tried only where `apgd_ce` failed, and False elsewhere.
+    `apgd` is the worst case of `apgd_ce` and `apgd_t`; `apgd_t` is tried only where `apgd_ce` failed, False elsewhere.
     `robust@EPS` columns are measured on a subset, NaN elsewhere, each epsilon on its own.
     """
     total = 3 + len(spec.curve)
@@ -69,7 +73,7 @@ def evaluate_rows(spec: Evaluation, model: SmallResNet, part: Split, seed: int, 
     return {name: column.numpy() for name, column in rows.items()} | _curve(spec, model, part, seed, work)
 
 
-def _curve(spec: Evaluation, model: SmallResNet, part: Split, seed: int, work: Workspace) -> dict[str, np.ndarray]:
+def _curve(spec: Evaluation, model: SmallResNet, part: Split, seed: int, work: Workspace) -> Columns:
     places = spread(len(part), spec.curve_images)
     threat = spec.curve_attack.threat
     assert isinstance(threat, ThreatModel)
@@ -83,7 +87,7 @@ def _curve(spec: Evaluation, model: SmallResNet, part: Split, seed: int, work: W
     return columns
 
 
-def rows_table(columns: dict[str, np.ndarray], seed: int) -> pa.Table:
+def rows_table(columns: Columns, seed: int) -> pa.Table:
     """Rows as a table: NaN of the `robust@` columns becomes null."""
     size = len(columns["label"])
     table: dict[str, pa.Array] = {"seed": pa.array(np.full(size, seed)), "index": pa.array(np.arange(size))}

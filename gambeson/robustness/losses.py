@@ -27,6 +27,8 @@ Verdicts = Bool[Tensor, " b"]
 """[B] True where the image is still classified as its label."""
 
 
+@runtime_checkable
+@runtime_checkable
 class HasThreat(Protocol):
     """Anything that carries a threat model, or None while the caller has not put one in."""
 
@@ -119,7 +121,8 @@ class DLR:
 class TargetedDLR:
     """-(z_y - z_t) / (z_(1) - (z_(3) + z_(4)) / 2) (Croce & Hein 2020, eq. 7).
 
-    logits [B, K], labels [B], target classes [B] -> [B]. With fewer than 4 classes the targeted margin z_t - z_y stands in.
+    logits [B, K], labels [B], target classes [B] -> [B]. With fewer than 4 classes the targeted margin
+    z_t - z_y stands in.
     """
 
     def __call__(self, logits: Logits, labels: Labels, target: Labels) -> PerImage:

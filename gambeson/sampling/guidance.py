@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from gambeson.sampling.contrastive import ConditionalHardNegative
+from gambeson.sampling.contrastive import ConditionalHardNegative, HardNegative, InfoNCE, InfoNCEPaper
 from gambeson.sampling.schedules import AlphaBar, sigma_from_alpha_bar
-from gambeson.types import ContrastiveLoss, Encoder, Guidance, Labels, Sigmas, Step
+from gambeson.types import Encoder, Guidance, Labels, Sigmas, Step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,15 +25,15 @@ class Window:
     """The noise levels at which a guidance acts, both ends included."""
 
     sigma_min: float = 0.0  # lowest guided sigma
-    sigma_max: float = math.inf  # highest guided sigma
+    sigma_max: float | None = None  # highest guided sigma; none: no bound
 
     def __post_init__(self) -> None:
-        if not 0 <= self.sigma_min <= self.sigma_max:
+        if not 0 <= self.sigma_min <= (math.inf if self.sigma_max is None else self.sigma_max):
             raise ValueError(f"Window: expected 0 <= sigma_min <= sigma_max, got {self.sigma_min}, {self.sigma_max}")
 
     def contains(self, sigma: float) -> bool:
         """Whether steps at this sigma are guided."""
-        return self.sigma_min <= sigma <= self.sigma_max
+        return self.sigma_min <= sigma and (self.sigma_max is None or sigma <= self.sigma_max)
 
     @staticmethod
     def of_timesteps(alpha_bar: AlphaBar, first: int, last: int | None = None) -> Window:
@@ -50,7 +50,7 @@ class Window:
         sigma = sigma_from_alpha_bar(alpha_bar).tolist()
         low = 0.0 if first == 0 else math.sqrt(sigma[first - 1] * sigma[first])
         return Window(
-            sigma_min=low, sigma_max=math.inf if end == len(sigma) - 1 else math.sqrt(sigma[end] * sigma[end + 1])
+            sigma_min=low, sigma_max=None if end == len(sigma) - 1 else math.sqrt(sigma[end] * sigma[end + 1])
         )
 
 
@@ -58,9 +58,13 @@ class Window:
 class FeatureView(Protocol):
     """Which coordinate of a step the gradient is taken in, and which image of it the encoder sees."""
 
-    def variable(self, step: Step) -> Tensor: ...
+    def variable(self, step: Step) -> Tensor:
+        """The coordinate, [B, ...]."""
+        ...
 
-    def image(self, variable: Tensor) -> Tensor: ...
+    def image(self, variable: Tensor) -> Tensor:
+        """What the encoder sees at that coordinate, [B, ...], differentiable in it."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +93,10 @@ class DenoisedFeatures:
         return (variable + 1) / 2
 
 
+PairLoss = InfoNCE | InfoNCEPaper | HardNegative | ConditionalHardNegative
+"""The contrastive losses that a recipe can name."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Contrastive:
     """What contrastive guidance does. The defaults are CDP's CIFAR-10 numbers, with its class-conditional pairs.
@@ -97,25 +105,17 @@ class Contrastive:
     reduced with; 'paper' averages them: lambda = 100k at B = 512 (1,024 anchors) is a strength of 97.7 here.
     """
 
-    loss: ContrastiveLoss = field(default_factory=ConditionalHardNegative)  # the loss that guidance descends
+    loss: PairLoss = ConditionalHardNegative()  # the loss on pairs of embeddings that guidance descends
     strength: float = 97.65625  # multiple of the loss gradient that is added to eps
     strength_convention: Literal["sum", "paper"] = "sum"  # sum over the anchors' losses, or the paper's mean
     window: Window = Window(sigma_min=2.04)  # guided noise levels; 2.04 is t = 400 of the linear schedule
-    features: FeatureView = NoisyFeatures()  # what the encoder sees
+    features: NoisyFeatures | DenoisedFeatures = NoisyFeatures()  # what the encoder sees
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.strength):
             raise ValueError(f"Contrastive strength: expected a finite number, got {self.strength}")
         if self.strength_convention not in ("sum", "paper"):
             raise ValueError(f"strength_convention: expected 'sum' or 'paper', got {self.strength_convention!r}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Seen:
-    """Features [B, D] of the first evaluation of step `index`: the next evaluation's positives."""
-
-    index: int
-    features: Tensor
 
 
 def _check_eval(network: Callable[..., Tensor], role: str) -> None:
@@ -162,28 +162,26 @@ class ContrastiveGuidance:
     def init(self, block: int, generator: Generator | None = None) -> None:
         """No features seen yet."""
 
-    def __call__(self, state: _Seen | None, step: Step) -> tuple[Tensor | None, _Seen | None]:
-        """(shift of x0-hat [B, ...] or None outside the window, features for the next step)."""
+    def __call__(self, state: Tensor | None, step: Step) -> tuple[Tensor | None, Tensor | None]:
+        """(shift of x0-hat [B, ...] or None outside the window, features [B, D] for the next evaluation or None)."""
         if step.index == 0 or step.previous is None:
             self._probe(step.x.new_ones(len(step.x), 1), step.labels)
             return None, None
         if not self.spec.window.contains(step.sigma):
             return None, None
-        positive = self._positive(state, step.previous)
+        positive = self._features(step.previous) if state is None else state
         gradient, anchor = self._gradient(step, positive)
-        seen = _Seen(index=step.index, features=anchor if step.stage == 0 else positive)
-        return -step.sigma * self.spec.strength * gradient, seen
+        # what comes next has the start of this step as its `previous`, whichever evaluation this is
+        return -step.sigma * self.spec.strength * gradient, anchor if step.stage == 0 else positive
 
     def _probe(self, rows: Tensor, labels: Tensor | None) -> None:
         """A dry run of the loss: it raises now what it would raise at the first guided step."""
         self.spec.loss(rows, rows, None if self.negatives is None else rows[:1], labels)
 
-    def _positive(self, state: _Seen | None, previous: Step) -> Tensor:
-        """The cached features of `previous`, or fresh ones where the window has only just opened."""
-        if state is not None and state.index == previous.index:
-            return state.features
+    def _features(self, step: Step) -> Tensor:
+        """[B, D] features of a step: of the one before the window, when the window has only just opened."""
         with torch.no_grad():
-            return self._encode(self.spec.features.variable(previous))
+            return self._encode(self.spec.features.variable(step))
 
     def _gradient(self, step: Step, positive: Tensor) -> tuple[Tensor, Tensor]:
         """Gradient of the reduced loss in the spec's coordinate [B, ...], and the anchors' features [B, D]."""

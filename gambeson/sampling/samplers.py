@@ -210,14 +210,14 @@ class Heun:
 
     churn: float = 0.0  # total amount of noise added and removed again; 0: deterministic
     s_min: float = 0.0  # lowest sigma with churn
-    s_max: float = math.inf  # highest sigma with churn
+    s_max: float | None = None  # highest sigma with churn; none: no bound
     s_noise: float = 1.0  # scale of the added noise
     guide_second: bool = False  # guide the second evaluation of a step as well
     vp_start: bool = False  # start at sqrt(1 + sigma^2) noise, as VP models do, instead of sigma noise
     clip: float | None = None  # clamp the guided x0-hat to [-clip, clip]; none: leave it
 
     def __post_init__(self) -> None:
-        if self.churn < 0 or self.s_noise < 0 or self.s_min > self.s_max:
+        if self.churn < 0 or self.s_noise < 0 or (self.s_max is not None and self.s_min > self.s_max):
             raise ValueError(f"Heun: expected churn >= 0, s_noise >= 0 and s_min <= s_max, got {self}")
         _check_clip(self.clip)
 
@@ -238,7 +238,8 @@ class Heun:
     def _advance(
         self, evaluate: _Evaluation, index: int, x: Tensor, sigma: float, lower: float, previous: Step | None
     ) -> tuple[Step, Tensor]:
-        gamma = min(self.churn / evaluate.steps, math.sqrt(2) - 1) if self.s_min <= sigma <= self.s_max else 0.0
+        churned = self.s_min <= sigma and (self.s_max is None or sigma <= self.s_max)
+        gamma = min(self.churn / evaluate.steps, math.sqrt(2) - 1) if churned else 0.0
         raised = sigma * (1 + gamma)
         if gamma > 0:
             x = x + math.sqrt(raised**2 - sigma**2) * self.s_noise * evaluate.noise(x)

@@ -1,4 +1,4 @@
-"""The Gaussian control (IRGD): images drawn from one normal distribution per class, the low-quality end of the scale."""
+"""The Gaussian control (IRGD): images drawn from one normal distribution per class, the low end of the scale."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Generates synthetic images in blocks: a block's noise comes from (run seed, block) alone, whatever else is going on.
 
-Two generations with the same seed and count start from the same noise and labels, so that plain and guided images can be
-laid side by side.
+Two generations with the same seed and count start from the same noise and labels, so that plain and guided images can
+be laid side by side.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from gambeson.models.files import load_tensors, save_tensors
-from gambeson.store import Workspace
+from gambeson.store import RESUME, Workspace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,12 +111,12 @@ class TrainingState:
 def fit(
     state: TrainingState, optimisation: Optimisation, loss_of: Callable[[int], Tensor], work: Workspace
 ) -> Iterator[int]:
-    """Trains until `optimisation.steps`, yielding the steps done *after* each update; resumes from work.folder/state.
+    """Trains until `optimisation.steps`, yielding the steps done *after* each update; resumes from the workspace.
 
     loss_of(step) -> [B] losses. Raises ValueError naming the step when the loss is not finite; the last good state
     stays on disk.
     """
-    path = work.folder / "state.safetensors"
+    path = work.folder / RESUME
     if path.exists():
         state.load(path)
     saved = time.monotonic()

@@ -1,0 +1,7 @@
+"""`python -m gambeson` is `gambeson`."""
+
+import sys
+
+from gambeson.cli import main
+
+sys.exit(main())

@@ -1,0 +1,204 @@
+"""The digits door, mixtures, augmentation and the synthetic store."""
+
+import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import gambeson
+from gambeson.data.augment import PadCrop
+from gambeson.data.datasets import Digits, Split, largest_remainder
+from gambeson.data.mixture import Mixture, from_uint8, to_uint8
+from gambeson.data.synthetic import Chosen, StoreWriter, SyntheticStore
+from gambeson.errors import EnvironmentFault, UserError
+
+
+def test_digits_are_real_balanced_and_disjoint() -> None:
+    digits = gambeson.load("digits")
+    assert [len(p) for p in (digits.train, digits.validation, digits.test)] == [300, 150, 1347]
+    assert digits.train.labels.bincount().tolist() == [30] * 10
+    assert digits.validation.labels.bincount().min() >= 13
+    everything = torch.cat([p.images.flatten(1) for p in (digits.train, digits.validation, digits.test)])
+    assert len({tuple(row.tolist()) for row in everything}) == 1797
+    assert everything.min() == 0
+    assert everything.max() == 1
+    assert not digits.flip_safe
+    assert digits.shape == (1, 8, 8)
+
+
+def test_the_split_follows_its_seed_and_nothing_else() -> None:
+    assert gambeson.load("digits").digest == gambeson.load("digits").digest
+    assert gambeson.load("digits", split_seed=1).digest != gambeson.load("digits").digest
+
+
+@pytest.mark.parametrize("bad", [{"train_images": 305}, {"train_images": 0}, {"validation_images": 1600}])
+def test_impossible_splits_are_refused(bad: dict[str, int]) -> None:
+    with pytest.raises(UserError, match="expected"):
+        Digits(**bad)
+
+
+def test_unknown_data_set_lists_the_known() -> None:
+    with pytest.raises(UserError, match="digits"):
+        gambeson.load("digit")
+
+
+def test_largest_remainder_by_hand() -> None:
+    assert largest_remainder(np.array([5, 3, 2]), 7).tolist() == [4, 2, 1]  # 3.5, 2.1, 1.4
+
+
+def real_split(n: int = 10) -> Split:
+    return Split(torch.arange(n).float().reshape(n, 1, 1, 1) / 255, torch.arange(n) % 2)
+
+
+class Source:
+    """A synthetic source whose pixels are all 200."""
+
+    def __len__(self) -> int:
+        return 50
+
+    def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return np.full((len(indices), 1, 1, 1), 200, np.uint8), np.asarray(indices) % 2
+
+
+@pytest.mark.parametrize(("fraction", "synthetic"), [(0.0, 0), (0.5, 4), (0.7, 6), (1.0, 8)])
+def test_every_batch_has_the_exact_fraction(fraction: float, synthetic: int) -> None:
+    mixture = Mixture(real_split(), Source(), fraction, 8, seed=1)
+    for step in range(5):
+        images, labels, mask = mixture.batch(step)
+        assert images.shape == (8, 1, 1, 1)
+        assert labels.shape == (8,)
+        assert int(mask.sum()) == synthetic == int((images * 255 == 200).sum())
+
+
+def test_real_images_come_without_replacement_and_depend_on_the_step_alone() -> None:
+    mixture = Mixture(real_split(10), Source(), 0.5, 8, seed=1)
+    seen = torch.cat([mixture.real_indices(step) for step in range(5)])  # 20 draws: each image exactly twice
+    assert seen.bincount().tolist() == [2] * 10
+    assert seen[:10].sort().values.tolist() == list(range(10))
+    assert torch.equal(Mixture(real_split(10), Source(), 0.5, 8, seed=1).batch(3)[0], mixture.batch(3)[0])
+
+
+def test_fewer_images_than_a_batch_repeat_evenly() -> None:
+    indices = Mixture(real_split(3), None, 0.7, 8, seed=0).real_indices(0)
+    assert sorted(indices.bincount().tolist()) == [2, 3, 3]
+
+
+def test_pixels_round_trip() -> None:
+    pixels = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1)
+    assert np.array_equal(to_uint8(from_uint8(pixels)), pixels)
+
+
+def test_crops_are_shifts_of_the_image_and_flips_need_leave() -> None:
+    images = torch.rand(64, 2, 4, 4, generator=torch.Generator().manual_seed(0))
+    shifted = PadCrop(padding=1, flip=True)(images, torch.Generator().manual_seed(1), False)
+    padded = torch.nn.functional.pad(images, [1] * 4)
+    places = [(t, s) for t in range(3) for s in range(3)]
+    found = [[torch.equal(shifted[i], padded[i, :, t : t + 4, s : s + 4]) for t, s in places] for i in range(64)]
+    assert all(any(f) for f in found)
+    assert all(any(f[k] for f in found) for k in range(9))
+    flipped = PadCrop(padding=0, flip=True)(images, torch.Generator().manual_seed(1), True)
+    mirrored = [torch.equal(a, b.flip(2)) for a, b in zip(flipped, images, strict=True)]
+    assert 16 < sum(mirrored) < 48
+    assert torch.equal(PadCrop(padding=0)(images, torch.Generator(), False), images)
+
+
+def block(number: int) -> tuple[np.ndarray, np.ndarray]:
+    size = 3 if number == 4 else 5
+    images = np.random.default_rng(number).integers(0, 256, (size, 2, 2, 1), dtype=np.uint8)
+    return images, np.arange(size, dtype=np.int64)
+
+
+def write_store(root: Path, order: list[int], writers: int = 1) -> SyntheticStore:
+    for turn in range(writers):
+        writer = StoreWriter(root=root, blocks=5, blocks_per_shard=2)
+        for number in order[turn::writers]:
+            if not writer.has(number):
+                writer.put(number, *block(number))
+    StoreWriter(root=root, blocks=5, blocks_per_shard=2).finish({"why": "test"})
+    return SyntheticStore.open(root).verify()
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(root)): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file()}
+
+
+def test_a_store_is_the_same_whatever_the_order_or_the_restarts(tmp_path: Path) -> None:
+    straight = write_store(tmp_path / "a", [0, 1, 2, 3, 4])
+    write_store(tmp_path / "b", [4, 2, 0, 3, 1], writers=3)
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+    assert not list((tmp_path / "a").rglob("*.npz"))
+    assert len(straight) == 23
+    images, labels = straight.read(np.array([22, 0, 7]))
+    assert np.array_equal(images, [block(4)[0][2], block(0)[0][0], block(1)[0][2]])
+    assert labels.tolist() == [2, 0, 2]
+
+
+def test_a_damaged_shard_is_named(tmp_path: Path) -> None:
+    write_store(tmp_path / "s", [0, 1, 2, 3, 4])
+    path = tmp_path / "s/shards/00001.npy"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(EnvironmentFault, match=r"00001\.npy: expected SHA-256"):
+        SyntheticStore.open(tmp_path / "s").verify()
+
+
+def test_a_store_of_another_format_or_none_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="found none"):
+        SyntheticStore.open(tmp_path)
+    write_store(tmp_path / "s", [0, 1, 2, 3, 4])
+    header = tmp_path / "s/store.json"
+    header.write_text(header.read_text().replace('"format": 1', '"format": 9'))
+    with pytest.raises(UserError, match="another version"):
+        SyntheticStore.open(tmp_path / "s")
+
+
+def test_positions_outside_the_store_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="0 to 22"):
+        write_store(tmp_path / "s", [0, 1, 2, 3, 4]).read(np.array([23]))
+
+
+def test_a_selection_points_to_its_store_and_moves_with_it(tmp_path: Path) -> None:
+    store = write_store(tmp_path / "old/s", [0, 1, 2, 3, 4])
+    Chosen.write(tmp_path / "old/chosen.parquet", store, np.array([5, 1]), np.array([7, 8]))
+    (tmp_path / "old").rename(tmp_path / "new")
+    chosen = Chosen.open(tmp_path / "new/chosen.parquet")
+    images, labels = chosen.read(np.array([1, 0, 0]))
+    assert np.array_equal(images, SyntheticStore.open(tmp_path / "new/s").read(np.array([1, 5, 5]))[0])
+    assert labels.tolist() == [8, 7, 7]
+
+
+DISK_FULL = """
+import sys
+from pathlib import Path
+import numpy as np
+from gambeson.data.synthetic import StoreWriter
+writer = StoreWriter(root=Path(sys.argv[1]), blocks=2, blocks_per_shard=2)
+for block in range(2):
+    writer.put(block, np.zeros((200, 8, 8, 1), np.uint8), np.zeros(200, np.int64))
+"""
+
+
+def test_a_write_that_fails_in_the_middle_of_a_shard_leaves_nothing_half_written(tmp_path: Path) -> None:
+    """The kernel stops writes past 20,000 bytes, as a full disk would: one block fits, the shard of two does not."""
+
+    def limit() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+
+    result = subprocess.run(
+        [sys.executable, "-c", DISK_FULL, str(tmp_path)], preexec_fn=limit, capture_output=True, text=True
+    )
+    assert result.returncode == 1
+    assert "EnvironmentFault" in result.stderr
+    assert "00000.npy" in result.stderr
+    assert sorted(p.name for p in tmp_path.rglob("*") if p.is_file()) == ["000000.npz", "000001.npz"]
+    writer = StoreWriter(root=tmp_path, blocks=2, blocks_per_shard=2)
+    assert writer.has(0)
+    writer.finish({})
+    assert len(SyntheticStore.open(tmp_path).verify()) == 400
