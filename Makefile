@@ -3,16 +3,18 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
+TORCH := torch==2.13.0
 RUN_IN := OMP_NUM_THREADS=1 $(BIN)/python
 
 .PHONY: demo test slow check size bench setup
 setup: $(STAMP)
 
-# torch first and alone: with it in place nothing pulls a second build (README, "Set-up"). constraints.txt pins the rest.
+# torch first and alone, unless one is there: then nothing pulls a second build (README, "Set-up"). constraints.txt pins
+# the rest.
 $(STAMP): constraints.txt pyproject.toml
 	$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else f"Python 3.11 or newer is needed, found {v[0]}.{v[1]}; set PYTHON=")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -c 'import torch' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(TORCH)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $(STAMP)
 
@@ -35,4 +37,4 @@ size: $(STAMP)
 	$(BIN)/python dev/shape.py --all
 
 bench: $(STAMP)
-	$(RUN_IN) benchmarks/story.py
+	$(RUN_IN) benchmarks/side_by_side.py

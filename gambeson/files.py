@@ -128,11 +128,12 @@ def build(tree: Any, root: type[T], classes: Mapping[str, type] | None = None) -
 
 
 def _scalar(value: Any) -> str:
-    """A leaf in YAML on one line."""
+    """A leaf in YAML on one line; text with characters that would not survive one (line ends of any kind) escaped."""
     import yaml
 
     text = yaml.safe_dump(value, default_flow_style=True, width=10**9, allow_unicode=True)
-    return text.removesuffix("\n").removesuffix("\n...")
+    text = text.removesuffix("\n").removesuffix("\n...")
+    return text if text.isprintable() else yaml.safe_dump(value, default_style='"', width=10**9).removesuffix("\n")
 
 
 def _note(hint: Any, help: str) -> str:

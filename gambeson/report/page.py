@@ -73,7 +73,7 @@ class CheckLine:
 def render(material: RunMaterial) -> str:
     """The whole page as HTML text. Parts the material lacks are said to be missing."""
     found = verdict.judge(material)
-    checks = (*rows.row_checks(material), *material.checks)
+    checks = _named((*rows.row_checks(material), *material.checks), material)
     looks = {arm.key: charts.look(place) for place, arm in enumerate(material.arms)}
     return _environment().get_template("page.html.j2").render(
         run=material,
@@ -87,7 +87,8 @@ def render(material: RunMaterial) -> str:
         embedding=_embedding(material.features, material.class_names),
         class_colours=charts.class_colours(len(material.class_names)),
         training=_training(material.arms, looks),
-        failures=_named([c for c in checks if not c.passed], material),
+        checks=checks,
+        failures=[c for c in checks if not c.passed],
         check_lines=_check_lines(checks),
         stages=_stage_costs(material.stages, material),
     )  # fmt: skip

@@ -67,7 +67,7 @@ def judge(material: RunMaterial) -> Verdict:
         arms=tuple(_scored(arm, evaluated) for arm in material.arms),
         comparisons=comparisons,
         sentences=_sentences(material, evaluated, comparisons),
-        caution=_caution(evaluated),
+        caution=_caution(material, evaluated),
     )
 
 
@@ -236,13 +236,17 @@ def _list(names: list[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
-def _caution(evaluated: list[ArmMaterial]) -> str:
-    """What the intervals are random over, in one or two sentences."""
+def _caution(material: RunMaterial, evaluated: list[ArmMaterial]) -> str:
+    """What the intervals are random over, and whether checks failed, in a few sentences."""
+    failed = sum(not check.passed for check in (*rows.row_checks(material), *material.checks))
+    alarm = (
+        f" Checks of the evaluation that failed: {failed}; see the report before quoting a number." if failed else ""
+    )
     numbers = sorted({len(rows.seeds(arm)) for arm in evaluated})
     if not numbers:
-        return "Nothing was evaluated."
+        return f"Nothing was evaluated.{alarm}"
     over = " or ".join(randomness(n) for n in numbers)
     common = f"Intervals are 95 %, each on its own, over {over}; differences are paired by image."
     if numbers[0] > 1:
-        return common
-    return f"{common} One seed says nothing about another training run, which may move every number by more."
+        return common + alarm
+    return f"{common} One seed says nothing about another training run, which may move every number by more.{alarm}"
