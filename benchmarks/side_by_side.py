@@ -1,7 +1,7 @@
 """Why arms run side by side in processes of one thread: images per second of TRADES-10 training, both ways, one run.
 
-The number matters because a run is many independent trainings of small networks on few cores. Compared: two processes of
-one thread each, and one process of two threads (one after the other, alternating, three rounds each, best of each).
+The number matters because a run is many independent trainings of small networks on few cores. Compared: two processes
+of one thread each, and one process of two threads (one after the other, alternating, three rounds each, best of each).
 The last line is one JSON object; `ratio` above 1 means side by side is faster.
 """
 

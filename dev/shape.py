@@ -37,10 +37,8 @@ def main() -> int:
                     bare.append(place)
     lengths = [n for n, _ in functions]
     p90 = quantiles(lengths, n=10)[-1]
-    print(
-        f"{len(files)} files, {sum(n for n, _ in files)} lines; {len(functions)} functions: median {median(lengths):g}, "
-        f"90th percentile {p90:g}, longest {max(functions)}; longest file {max(files)}; {len(bare)} untyped"
-    )
+    print(f"{len(files)} files of {sum(n for n, _ in files)} lines, the longest {max(files)}; {len(bare)} untyped")
+    print(f"{len(functions)} functions: median {median(lengths):g}, 90th percentile {p90:g}, longest {max(functions)}")
     if "--all" in sys.argv:
         print(*sorted(functions)[-12:], *sorted(files)[-6:], *bare, sep="\n")
     broken = [median(lengths) > 8, p90 > 25, max(lengths) > 60, max(files)[0] > 400, bool(bare)]

@@ -85,7 +85,7 @@ def command_run(argv: list[str]) -> None:
     is_file = word.endswith((".yaml", ".yml")) or os.sep in word
     default = files.load(Path(word), Recipe, class_table()) if is_file else named(word)
     if "--help" in argv or "-h" in argv:
-        print(f"usage: gambeson run {word} [OPTIONS]\n\n{RUN_OPTIONS}")
+        print(RUN_OPTIONS)
     runs, workers = _take_runs(argv), _take_workers(argv)
     only_print = "--print-recipe" in argv
     recipe = overrides.parse(default, [w for w in argv if w != "--print-recipe"], prog=f"gambeson run {word}")

@@ -131,9 +131,12 @@ def _scalar(value: Any) -> str:
     """A leaf in YAML on one line; text with characters that would not survive one (line ends of any kind) escaped."""
     import yaml
 
-    text = yaml.safe_dump(value, default_flow_style=True, width=10**9, allow_unicode=True)
-    text = text.removesuffix("\n").removesuffix("\n...")
-    return text if text.isprintable() else yaml.safe_dump(value, default_style='"', width=10**9).removesuffix("\n")
+    def dumped(**style: Any) -> str:
+        text = yaml.safe_dump(value, default_flow_style=True, width=10**9, **style)
+        return text.removesuffix("\n").removesuffix("\n...")
+
+    plainly = dumped(allow_unicode=True)
+    return plainly if plainly.isprintable() else dumped(default_style='"')
 
 
 def _note(hint: Any, help: str) -> str:

@@ -85,6 +85,7 @@ class Tree:
     generation: Generation = Generation()  # synthetic images
     attacks: tuple[PGD | APGD, ...] = (PGD(), APGD())  # the evaluation
     radii: tuple[float, ...] = (0.1, 0.2)  # of the curve
+    tags: tuple[str, ...] = ("a", "none")  # words
 
 
 CLASSES: dict[str, type] = {
@@ -212,8 +213,10 @@ def test_a_file_gives_the_recipe_back_exactly(recipe: Tree, tmp_path: Path) -> N
 )
 def test_any_leaf_survives_a_file_and_the_command_line(number: float, count: int, text: str) -> None:
     number += 0.0  # -0.0 equals 0.0 and is written as 0.0
-    recipe = Tree(name=text, radii=(number,), generation=Generation(count=count, later=number))
+    recipe = Tree(name=text, tags=(text, "x"), radii=(number,), generation=Generation(count=count, later=number))
     assert repr(files.build(files.parse_yaml(files.dump(recipe)), Tree)) == repr(recipe)
+    assert canonical.digest(files.build(files.parse_yaml(files.dump(recipe)), Tree)) == canonical.digest(recipe)
+    recipe = replace(recipe, tags=("a", "none"))
     words = [f"--radii={number}", f"--generation.later={number}", f"--generation.count={count}", f"--name={text}"]
     assert repr(cli(*words, default=Tree())) == repr(recipe)
 
@@ -412,7 +415,7 @@ def helped(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
 def test_help_shows_every_field_with_default_and_help(capsys: pytest.CaptureFixture[str]) -> None:
     text = re.sub(r"[\s│]+", " ", helped(capsys, "--help"))
     rows = overrides.flat_fields(GUIDED)
-    assert len(rows) == 21
+    assert len(rows) == 22
     for path, _, default, help in rows:
         assert re.search(rf"--{re.escape(path)} .{{1,40}}{re.escape(help)} \(default: {re.escape(default)}\)", text), (
             path

@@ -22,7 +22,7 @@ ATTACKS = pytest.mark.parametrize(
     [
         FGSM(),
         PGD(steps=10, restarts=2),
-        PGD(steps=6, restarts=1, step_size=0.05, loss=DLR()),
+        PGD(steps=6, restarts=1, step_size=0.15, loss=DLR()),
         PGD(steps=6, restarts=1, loss=TargetedDLR()),
         APGD(steps=12, restarts=2),
         APGD(steps=12, loss=DLR()),
@@ -347,7 +347,7 @@ def test_apgd_is_no_weaker_than_the_reference(threat, net, held_out):
 
 
 def test_all_targets_are_no_weaker_than_one_loss(net, held_out):
-    """Targeted AutoPGD leaves no more than untargeted AutoPGD or PGD on this network: 148 and 101 against 149 and 103."""
+    """Targeted AutoPGD leaves no more than AutoPGD or PGD here: 148 (linf), 101 (l2) against 150 and 103."""
     for threat in (LINF, L2):
         targeted, apgd, pgd = (
             robust_after(replace(attack, threat=threat), net, *held_out).sum()
@@ -496,7 +496,7 @@ def test_trades_golden(golden_trades, smoothing, monkeypatch):
 
 
 def test_trades_random_start_lands_where_the_method_says(golden_trades):
-    """Near METHOD 5's 1.2100 to 1.2102 (8 seeds here: 1.2098 to 1.2102); the same generator, the same loss; None: seed 0."""
+    """Near METHOD 5's 1.2100 to 1.2102 (8 seeds: 1.2098 to 1.2102); a generator decides, None means seed 0."""
     model, x, _, y = golden_trades
     loss = TRADES(threat=ThreatModel())
     values = [loss(model, x, y, generator=torch.Generator().manual_seed(s)).detach() for s in range(5)]

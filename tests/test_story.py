@@ -90,7 +90,7 @@ def test_two_processes_give_the_bits_of_one(whole: Run, tmp_path: Path) -> None:
     assert fingerprints(tmp_path) == fingerprints(whole.folder.parent)
 
 
-def test_a_damaged_shard_is_named_and_stops_the_run(whole: Run, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_shard_is_named(whole: Run, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     shutil.copytree(whole.folder.parent, tmp_path / "runs")
     chapter = next(c for c in whole.chapters if c.arm is Arm.PLAIN)
     (tmp_path / "runs/stages/train_classifier" / chapter.artifacts["student"].digest[:16] / "done.json").unlink()

@@ -183,7 +183,7 @@ Climbed = CrossEntropy | Margin | DLR | TargetedDLR
 class FGSM:
     """One step of size epsilon along the steepest direction from the clean image (Goodfellow et al. 2015, sec. 4)."""
 
-    threat: ThreatModel | None = None  # the ball; None: put in later with dataclasses.replace
+    threat: ThreatModel | None = None  # the ball of the attack; none: that of the recipe
     loss: Climbed = CrossEntropy()  # what is climbed
 
     def __call__(self, model: Network, images: Images, labels: Labels, seed: int = 0) -> Images:
@@ -199,10 +199,10 @@ class FGSM:
 class PGD:
     """Projected gradient ascent from random points of the ball (Madry et al. 2018, sec. 2.1), fixed step size."""
 
-    threat: ThreatModel | None = None  # the ball; None: put in later with dataclasses.replace
+    threat: ThreatModel | None = None  # the ball of the attack; none: that of the recipe
     steps: int = 40  # gradient steps of each restart
     restarts: int = 3  # random starts; later ones only see the images still standing
-    step_size: float | None = None  # in pixels; None: 2.5 * epsilon / steps
+    step_size: float | None = None  # in pixels; none: 2.5 * epsilon / steps
     loss: Climbed = Margin()  # what is climbed
 
     def __post_init__(self) -> None:
@@ -269,7 +269,7 @@ def _where(choose: Tensor, this: Tensor, that: Tensor) -> Tensor:
 class APGD:
     """AutoPGD (Croce & Hein 2020, algorithm 1): momentum, and a step per image that halves when progress stalls."""
 
-    threat: ThreatModel | None = None  # the ball; None: put in later with dataclasses.replace
+    threat: ThreatModel | None = None  # the ball of the attack; none: that of the recipe
     steps: int = 100  # gradient steps of each restart
     restarts: int = 1  # random starts; later ones only see the images still standing
     rho: float = 0.75  # share of rising steps below which a check halves the step
@@ -351,9 +351,9 @@ class APGD:
 class TargetedAPGD:
     """AutoPGD on the targeted DLR loss, once for each other class by falling clean logit (Croce & Hein 2020, 4)."""
 
-    threat: ThreatModel | None = None  # the ball; None: put in later with dataclasses.replace
+    threat: ThreatModel | None = None  # the ball of the attack; none: that of the recipe
     steps: int = 100  # gradient steps towards each target
-    targets: int | None = None  # how many of the other classes, most likely first; None: all
+    targets: int | None = None  # how many of the other classes, most likely first; none: all
 
     def __post_init__(self) -> None:
         require(self.targets is None or self.targets >= 1, "TargetedAPGD targets", "None or at least 1", self.targets)

@@ -209,7 +209,7 @@ def kl_divergence(p: Logits, q: Logits) -> PerImage:
 class TRADES:
     """CE(f(x), y) + beta KL(f(x) || f(x')), x' the point of the ball that climbs the KL (Zhang et al. 2019, eq. 5)."""
 
-    threat: ThreatModel | None = None  # the ball; None: put in later with dataclasses.replace
+    threat: ThreatModel | None = None  # the ball of the attack; none: that of the recipe
     beta: float = 6.0  # weight of the robust term
     steps: int = 10  # steps of the inner attack
     step_size: float = 2 / 255  # of the inner attack, in pixels
@@ -241,7 +241,7 @@ class TRADES:
 class PGDAdversarial:
     """CE(f(x'), y), x' the point of the ball that climbs the same cross-entropy (Madry et al. 2018, eq. 2.1)."""
 
-    threat: ThreatModel | None = None  # the ball; None: put in later with dataclasses.replace
+    threat: ThreatModel | None = None  # the ball of the attack; none: that of the recipe
     steps: int = 10  # steps of the inner attack
     step_size: float = 2 / 255  # of the inner attack, in pixels
     label_smoothing: float = 0.0  # share of the label spread over all classes
