@@ -11,11 +11,13 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty
 from typing import Any, Protocol, runtime_checkable
 
+from gambeson.errors import EnvironmentFault
 from gambeson.store import Store
 
 
@@ -55,6 +57,11 @@ def run_jobs(jobs: Sequence[Job], root: Path, workers: int, screen: Screen) -> l
     try:
         futures = [pool.submit(_work, job, root) for job in jobs]
         return _collect(futures, queue, screen)
+    except BrokenProcessPool as error:
+        raise EnvironmentFault(
+            "a worker process was ended from outside, most often because memory ran out. Start the same command again "
+            f"with fewer --workers (now {workers}): finished stages and saved states are kept"
+        ) from error
     finally:
         for process in list((pool._processes or {}).values()):
             process.terminate()
@@ -64,11 +71,14 @@ def run_jobs(jobs: Sequence[Job], root: Path, workers: int, screen: Screen) -> l
 def _in_this_process(jobs: Sequence[Job], root: Path, screen: Screen) -> list[Any]:
     import torch
 
+    threads, results = torch.get_num_threads(), []
     torch.set_num_threads(1)
-    results = []
-    for job in jobs:
-        store = Store(root, lambda stage, done, total, name=job.name: screen.show(News(name, stage, done, total)))
-        results.append(job.work(*job.arguments, store.once))
+    try:
+        for job in jobs:
+            store = Store(root, lambda stage, done, total, name=job.name: screen.show(News(name, stage, done, total)))
+            results.append(job.work(*job.arguments, store.once))
+    finally:
+        torch.set_num_threads(threads)
     return results
 
 

@@ -71,6 +71,16 @@ def test_help_is_fast_and_imports_nothing_heavy() -> None:
     assert min(times) < 0.5
 
 
+def test_the_library_imports_without_the_command_lines_dependencies() -> None:
+    """GPU machines may lack tyro, pydantic and beartype (DEPENDENCIES.md)."""
+    code = (
+        "import sys; sys.modules.update(dict.fromkeys(['tyro', 'pydantic', 'beartype', 'yaml'])); "
+        "import gambeson.pipeline, gambeson.recipes as r; print(r.named('digits').digest)"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert len(out.strip()) == 64
+
+
 def test_importing_leaves_the_world_alone() -> None:
     code = (
         "import torch, os; s = torch.get_rng_state(); f = set(os.listdir('.')); "

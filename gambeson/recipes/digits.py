@@ -34,7 +34,7 @@ def recipe() -> Recipe:
     teacher = replace(student, loss=Plain(label_smoothing=0.0), validations=4)
     guidance = Contrastive(
         loss=ConditionalHardNegative(temperature=0.5, beta=1.0),
-        strength=1.0,
+        strength=0.3,
         window=Window(sigma_min=0.1, sigma_max=5.0),
         features=DenoisedFeatures(),
     )

@@ -72,7 +72,7 @@ def _arm(run: Run, arm: Arm) -> ArmMaterial:
     rows = run.rows()
     mine = rows.filter(pc.field("arm") == arm.value).drop_columns(["arm"])
     curves = tuple(_curve(c) for c in run.chapters if c.arm is arm)
-    return ArmMaterial(key=arm.value, title=arm.title, rows=mine, curves=curves)
+    return ArmMaterial(key=arm.value, title=arm.title, rows=mine if len(mine) else None, curves=curves)
 
 
 def _curve(chapter: Chapter) -> TrainingCurve:
@@ -150,5 +150,9 @@ def _stage(chapter: Chapter, role: str, artifact: Artifact, started: str) -> Sta
 
 
 def _checks(chapter: Chapter) -> list[CheckRecord]:
+    """The evaluation's doubts, and whether every stage was made in one execution environment."""
     found = json.loads(chapter.artifacts["rows"].file("checks.json").read_text())
+    mixed = [role for role, artifact in chapter.artifacts.items() if not artifact.record["bit_identical"]]
+    detail = f"resumed with another torch, thread count or device: {', '.join(mixed) or 'none'}"
+    found.append({"name": "repeatable to the bit", "passed": not mixed, "detail": detail})
     return [CheckRecord(arm=chapter.arm.value, seed=chapter.seed, **c) for c in found]

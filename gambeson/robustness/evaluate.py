@@ -22,8 +22,8 @@ class Evaluation:
     """The attacks that a classifier must stand."""
 
     pgd: PGD = PGD(steps=40, restarts=3)  # plain PGD, on every image
-    apgd: APGD = APGD(steps=50)  # AutoPGD on cross-entropy, on every image
-    targeted: TargetedAPGD = TargetedAPGD(steps=50)  # targeted AutoPGD, on what the untargeted one left
+    apgd: APGD = APGD(steps=100)  # AutoPGD on cross-entropy, on every image
+    targeted: TargetedAPGD = TargetedAPGD(steps=100)  # targeted AutoPGD, on what the untargeted one left
     curve: tuple[float, ...] = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3)  # epsilons of the accuracy curve
     curve_attack: PGD = PGD(steps=20, restarts=1)  # the attack of the curve
     curve_images: int = 500  # test images the curve is measured on, spread evenly
