@@ -22,7 +22,7 @@ ATTACKS = pytest.mark.parametrize(
     [
         FGSM(),
         PGD(steps=10, restarts=2),
-        PGD(steps=6, restarts=1, step_size=0.15, loss=DLR()),
+        PGD(steps=15, restarts=1, step_size=0.1, loss=DLR()),
         PGD(steps=6, restarts=1, loss=TargetedDLR()),
         APGD(steps=12, restarts=2),
         APGD(steps=12, loss=DLR()),
@@ -213,14 +213,14 @@ def test_apgd_halves_when_nothing_rises():
 
 
 class Counting(nn.Module):
-    """Notes how many images the network is shown at a time."""
+    """Notes the images that the network is shown at a time."""
 
     def __init__(self, inner, seen):
         super().__init__()
         self.inner, self.seen = inner, seen
 
     def forward(self, x):
-        self.seen.append(len(x))
+        self.seen.append(x.detach().clone())
         return self.inner(x)
 
 
@@ -320,9 +320,51 @@ def test_fooled_images_leave_the_batch(net, held_out):
     with torch.no_grad():
         right = int((net(held_out[0]).argmax(1) == held_out[1]).sum())
     attack(Counting(net, seen).eval(), *held_out)
-    assert seen[:2] == [200, right]
-    assert seen == sorted(seen, reverse=True)
-    assert seen[-1] < 0.1 * right
+    sizes = [len(x) for x in seen]
+    assert sizes[:2] == [200, right]
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[-1] < 0.1 * right
+
+
+@pytest.mark.parametrize("attack", [PGD(steps=1, restarts=2), APGD(steps=1, restarts=2)], ids=["PGD", "APGD"])
+def test_every_restart_has_its_own_start(attack):
+    """Clean, start, step, start, step: the starts differ, by seed too, and lie all over the ball."""
+    x, y = torch.full((3, 1, 8, 8), 0.5), torch.zeros(3, dtype=torch.int64)
+    model, seen = linear(torch.zeros(2, 64), torch.tensor([1.0, 0.0])), []
+    for seed in (0, 1):
+        replace(attack, threat=LINF)(Counting(model, seen).eval(), x, y, seed=seed)
+    starts = [seen[i] - x for i in (1, 3, 6, 8)]
+    assert all(0.09 < s.abs().max() <= 0.1 + 1e-6 for s in starts)
+    assert len({round(s.sum().item(), 4) for s in starts}) == 4
+
+
+def test_a_fooling_image_is_kept_whatever_its_loss():
+    """Cross-entropy may be lower where the image is wrong than at an earlier point where it was right."""
+    x, y = X, torch.tensor([0, 0])
+    record = attacks._Record(linear(torch.zeros(2, 4), torch.tensor([1.0, 0.0])), x, y)
+    climb = attacks._place(lambda z: z.flatten(1)[:, :2], CrossEntropy(), x, y, y, x)
+    for shift, loss, right in ((0.1, 2.0, True), (0.2, 1.0, True), (0.3, 0.5, False)):
+        step = replace(climb, x=x + shift, loss=torch.tensor([loss, 0.1]), right=torch.tensor([right, True]))
+        left = record.keep(step)
+    assert record.best[:, 0, 0, 0].tolist() == pytest.approx([0.8, 0.6])
+    assert left.row.tolist() == record.standing().tolist() == [1]
+
+
+def test_frozen_puts_every_flag_back():
+    """Also when the inside fails."""
+    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2).eval(), nn.Dropout())
+    model[0].bias.requires_grad_(False)
+
+    def inside():
+        with losses.frozen(model):
+            assert not any(m.training for m in model.modules())
+            assert not any(p.requires_grad for p in model.parameters())
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        inside()
+    assert [m.training for m in model] == [True, False, True]
+    assert [p.requires_grad for p in model.parameters()] == [True, False, True, True]
 
 
 def reference_robust(net, x, y, threat, seed):
@@ -421,6 +463,8 @@ def test_input_checks(images, labels, match):
 def test_model_mistakes(attack, model, labels, match):
     with pytest.raises(ValueError, match=match):
         replace(attack, threat=LINF)(model, X, labels)
+    with pytest.raises(ValueError, match=match):
+        robust_after(replace(attack, threat=LINF), model, X, labels)
 
 
 @ATTACKS
@@ -604,6 +648,7 @@ def quantised(net):
         (lambda net, x, y: checks.reaches_zero(lambda z: 0 * net(z), x, y, L2), "survive l2 eps 8"),
         (lambda net, x, y: checks.accuracy_falls([(0.1, 0.5), (0.05, 0.4)], 60), "largest rise 6 of 60"),
         (lambda net, x, y: checks.accuracy_falls([(0.1, 0.5), (0.05, 0.5)], 60), "largest rise 0"),
+        (lambda net, x, y: checks.accuracy_falls([(0.1, 0.4), (0.2, 0.1), (0.05, 0.3)], 60), "largest rise 6"),
         (lambda net, x, y: checks.pgd_not_stronger_than_apgd(y < 3, y < 5), "fell to PGD alone"),
     ],
 )

@@ -36,8 +36,10 @@ from gambeson.types import Images, Labels, Logits, Progress, silent
 def logits_of(model: Network, images: Images, batch_size: int = 256) -> Logits:
     """[B, K] logits without gradients, batch by batch, in the images' own precision (autocast off).
 
-    Raises ValueError if the output is not [B, K] or not finite.
+    Raises ValueError if the model is in training mode, or its output not [B, K] or not finite.
     """
+    if isinstance(model, nn.Module) and any(module.training for module in model.modules()):
+        raise ValueError("attack: expected a model in eval mode, got one in training mode; call model.eval() first")
     with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
         logits = torch.cat([model(part) for part in images.split(batch_size)])
     if logits.dim() != 2 or logits.shape[1] < 2:
@@ -70,12 +72,10 @@ def attack_input_checks(images: Tensor, labels: Tensor) -> None:
         raise ValueError(f"attack labels: expected class indices from 0, got {int(labels.min())}")
 
 
-def _clean_logits(model: Network, images: Tensor, labels: Tensor) -> Tensor:
+def _clean_logits(model: Network, images: Tensor, labels: Tensor, batch_size: int) -> Tensor:
     """Logits of the clean images, after every check of the inputs and of the model."""
     attack_input_checks(images, labels)
-    if isinstance(model, nn.Module) and any(module.training for module in model.modules()):
-        raise ValueError("attack: expected a model in eval mode, got one in training mode; call model.eval() first")
-    clean = logits_of(model, images, len(images))
+    clean = logits_of(model, images, batch_size)
     if labels.max() >= clean.shape[1]:
         raise ValueError(f"attack labels: expected below {clean.shape[1]} (the logits), got {int(labels.max())}")
     return clean
@@ -118,7 +118,7 @@ class _Record:
     """The best image found for each row: a fooling one if any was met, otherwise the one of highest loss."""
 
     def __init__(self, model: Network, images: Tensor, labels: Tensor) -> None:
-        clean = _clean_logits(model, images, labels)
+        clean = _clean_logits(model, images, labels, len(images))
         self.images, self.labels, self.best = images, labels, images.clone()
         self.right = clean.argmax(1) == labels
         self.loss = torch.full_like(clean[:, 0], -math.inf)
@@ -138,26 +138,13 @@ class _Record:
         return climb if climb.right.all() else climb.only(climb.right)
 
 
-@runtime_checkable
-@runtime_checkable
-class _Climber(HasThreat, Protocol):
-    """What PGD and APGD share: a start and a step."""
-
-    @property
-    def steps(self) -> int: ...
-
-    def begin(self, model: Network, origin: Tensor, labels: Tensor, target: Tensor, start: Tensor) -> Any: ...
-
-    def advance(self, model: Network, climb: Any, k: int) -> Any: ...
-
-
-def _pursue(attack: _Climber, model: Network, record: _Record, target: Tensor, keys: Tensor, run: int) -> None:
+def _pursue(attack: PGD | APGD, model: Network, record: _Record, target: Tensor, keys: Tensor, run: int) -> None:
     """One climb of every image still standing, from its own random point; the fooled leave after each step."""
     rows = record.standing()
     origin = record.images[rows]
     draws = uniform(keys[rows], type(attack).__name__, tuple(origin.shape[1:]), run)
     start = threat_of(attack).random(origin, draws)
-    climb = attack.begin(model, origin, record.labels[rows], target[rows], start)
+    climb: Any = attack.begin(model, origin, record.labels[rows], target[rows], start)
     climb = record.keep(replace(climb, row=rows))
     for k in range(attack.steps):
         if not len(climb.row):
@@ -165,7 +152,7 @@ def _pursue(attack: _Climber, model: Network, record: _Record, target: Tensor, k
         climb = record.keep(attack.advance(model, climb, k))
 
 
-def _pursue_all(attack: _Climber, model: Network, record: _Record, targets: list[Tensor], seed: int) -> Tensor:
+def _pursue_all(attack: PGD | APGD, model: Network, record: _Record, targets: list[Tensor], seed: int) -> Tensor:
     """One climb per entry of `targets` (a class for every image); returns the best images found."""
     keys = image_keys(record.images, record.labels, seed)
     with frozen(model):
@@ -367,7 +354,6 @@ class TargetedAPGD:
 
 
 @runtime_checkable
-@runtime_checkable
 class SeededAttack(HasThreat, Protocol):
     """An attack with a threat model whose draws come from a seed."""
 
@@ -400,8 +386,7 @@ def robust_after(
     Only images still right are attacked, packed into full batches. Raises ValueError as the attack does, and if an
     adversarial image lies outside the ball or [0, 1].
     """
-    attack_input_checks(images, labels)
-    robust = logits_of(model, images, batch_size).argmax(1) == labels
+    robust = _clean_logits(model, images, labels, batch_size).argmax(1) == labels
     done = len(images) - int(robust.sum())
     for rows in robust.nonzero().flatten().split(batch_size):
         adversarial = attack(model, images[rows], labels[rows], seed=seed)

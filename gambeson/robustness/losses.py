@@ -28,7 +28,6 @@ Verdicts = Bool[Tensor, " b"]
 
 
 @runtime_checkable
-@runtime_checkable
 class HasThreat(Protocol):
     """Anything that carries a threat model, or None while the caller has not put one in."""
 
