@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -128,10 +129,18 @@ def command_runs(argv: list[str]) -> None:
         raise UserError(f"runs: expected no further words, got {' '.join(argv)}")
     folders = sorted(p.parent for p in root.glob("*/recipe.yaml"))
     for folder in folders:
-        state = "complete" if (folder / "run.json").exists() else "unfinished"
-        print(f"{folder.name:40} {state}")
+        print(f"{folder.name:40} {_state(folder)}")
     if not folders:
         print(f"no runs in {root.resolve()}; `gambeson run digits` makes one")
+
+
+def _state(folder: Path) -> str:
+    """One line about a run: when it ended and what it holds."""
+    if not (folder / "run.json").exists():
+        return f"unfinished; `gambeson run {folder / 'recipe.yaml'}` goes on"
+    facts = json.loads((folder / "run.json").read_text())
+    seeds, arms = ({c[key] for c in facts["chapters"]} for key in ("seed", "arm"))
+    return f"complete {facts['finished'][:16].replace('T', ' ')}, {len(arms)} arms, {len(seeds)} seed(s)"
 
 
 def command_show(argv: list[str]) -> None:

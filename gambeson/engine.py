@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -32,7 +33,7 @@ class Job:
 
 @dataclass(frozen=True)
 class News:
-    """A stage of a job has come this far."""
+    """A stage of a job has come this far; total 0: it has ended, made now (done 1) or there already (done 0)."""
 
     job: str
     stage: str
@@ -109,6 +110,7 @@ def _start_worker(parent: int, queue: Any) -> None:
     import torch
 
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its workers
     threading.Thread(target=_watch, args=(parent,), daemon=True).start()
 
 
@@ -123,7 +125,7 @@ def _work(job: Job, root: Path) -> Any:
     last = [0.0]
 
     def report(stage: str, done: int, total: int) -> None:
-        if done == total or time.monotonic() - last[0] > 0.2:
+        if done == total or not total or time.monotonic() - last[0] > 0.2:
             last[0] = time.monotonic()
             _queue.put(News(job.name, stage, done, total))
 

@@ -24,9 +24,7 @@ class ProgressScreen:
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console()
-        self.tasks: dict[tuple[str, str, int], TaskID] = {}
-        self.last: dict[str, tuple[str, int]] = {}
-        self.rounds: dict[tuple[str, str], int] = {}
+        self.tasks: dict[tuple[str, str], TaskID] = {}
         self.started = time.monotonic()
         self.bars = Progress(
             TextColumn("{task.description}"),
@@ -50,27 +48,19 @@ class ProgressScreen:
         self.bars.stop()
 
     def show(self, news: News) -> None:
-        """Moves the bar of a stage; a stage that turns up again in the same job after it ended gets a new bar."""
-        turn = self._turn(news)
-        key = (news.job, news.stage, turn)
-        if key not in self.tasks:
-            self.tasks[key] = self.bars.add_task(
-                f"{news.job:28} {WORDS.get(news.stage, news.stage):22}", total=news.total
-            )
-        self.bars.update(self.tasks[key], completed=news.done, total=news.total)
-        if news.total == news.done == 1 and not self.console.is_terminal:
+        """Moves the bar of a stage; a stage that has ended leaves a line instead, so that only what runs has bars."""
+        key = (news.job, news.stage)
+        name = f"{news.job:28} {WORDS.get(news.stage, news.stage):22}"
+        if not news.total:
+            if key in self.tasks:
+                self.bars.remove_task(self.tasks.pop(key))
             clock = time.monotonic() - self.started
-            self.console.print(
-                f"[{clock:6.0f} s] {news.job:28} {WORDS.get(news.stage, news.stage)}: done", markup=False
-            )
-
-    def _turn(self, news: News) -> int:
-        """How often this stage was finished in this job before."""
-        place = (news.job, news.stage)
-        turn = self.rounds.get(place, 0)
-        if news.done == news.total == 1:
-            self.rounds[place] = turn + 1
-        return turn
+            end = "done" if news.done else "there already"
+            self.console.print(f"[{clock:5.0f} s] {name} {end}", markup=False, highlight=False)
+            return
+        if key not in self.tasks:
+            self.tasks[key] = self.bars.add_task(name, total=news.total)
+        self.bars.update(self.tasks[key], completed=news.done, total=news.total)
 
 
 WORDS = {

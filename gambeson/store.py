@@ -160,7 +160,11 @@ def _peak_memory_mb() -> float:
 
 @dataclass(frozen=True)
 class Store:
-    """The content-addressed store of stages below `root`; `report` is told (stage, done, total)."""
+    """The content-addressed store of stages below `root`.
+
+    `report` is told (stage, done, total) as a stage advances, and at its end (stage, 1, 0) if it was made now,
+    (stage, 0, 0) if it was there already.
+    """
 
     root: Path
     report: Callable[[str, int, int], None] = lambda stage, done, total: None
@@ -180,12 +184,13 @@ class Store:
         }
         digest = canonical.digest(asked)
         artifact = Artifact(stage.name, digest, self.root / "stages" / stage.name / digest[:16])
+        made = False
         if not self._finished(artifact):
             self._open(artifact.folder)
             with FileLock(artifact.folder / ".lock"):
-                if not self._finished(artifact):
+                if made := not self._finished(artifact):
                     self._work(stage, artifact, asked, config, inputs, seed)
-        self.report(stage.name, 1, 1)
+        self.report(stage.name, int(made), 0)
         return artifact
 
     @staticmethod

@@ -27,7 +27,7 @@ class Evaluation:
     curve: tuple[float, ...] = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3)  # epsilons of the accuracy curve
     curve_attack: PGD = PGD(steps=20, restarts=1)  # the attack of the curve
     curve_images: int = 500  # test images the curve is measured on, spread evenly
-    check_images: int = 200  # test images that the checks of the evaluation use, spread evenly
+    check_images: int = 200  # images of the curve that the checks of the evaluation use, spread evenly
     batch_size: int = 256  # images per batch
 
     def __post_init__(self) -> None:
@@ -106,9 +106,9 @@ def evaluate(work: Workspace, spec: Evaluation, student: Artifact, real: ImageSe
     columns = evaluate_rows(spec, model, real.test, seed, work)
     with atomic(work.folder / "rows.parquet") as temporary:
         pq.write_table(rows_table(columns, seed), temporary)
-    places = spread(len(real.test), spec.check_images)
     measured = spread(len(real.test), spec.curve_images)
-    curve = [(e, float(columns[f"robust@{e:g}"][measured].mean())) for e in spec.curve]
+    places = measured[spread(len(measured), spec.check_images)]
+    curve = [(e, float(columns[f"robust@{e:g}"][places].mean())) for e in spec.curve]
     threat = spec.pgd.threat
     assert isinstance(threat, ThreatModel)
     verdicts = {name: torch.from_numpy(columns[name][places]) for name in ("pgd", "apgd")}
