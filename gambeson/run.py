@@ -22,10 +22,10 @@ import pyarrow.parquet as pq
 import gambeson
 from gambeson import files
 from gambeson.engine import Job, Screen, run_jobs
-from gambeson.errors import EnvironmentFault, UserError, unknown
+from gambeson.errors import UserError, unknown
 from gambeson.pipeline import Chapter, prepare_denoiser, tell
 from gambeson.recipe import Arm, Recipe, class_table
-from gambeson.store import Artifact, atomic, versions, write_json
+from gambeson.store import Artifact, atomic, open_folder, versions, write_json
 
 FORMAT = 1
 
@@ -103,12 +103,7 @@ def execute(recipe: Recipe, root: Path, workers: int, screen: Screen, command: s
 
 def _claim(folder: Path, recipe: Recipe) -> None:
     """Opens the folder and refuses one that another version of gambeson wrote."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise EnvironmentFault(
-            f"{folder}: expected a folder I may write to, got: {error.strerror}. Choose another with --runs DIR"
-        ) from error
+    open_folder(folder)
     _check_format(folder)
     if not (folder / "recipe.yaml").exists():
         files.save(recipe, folder / "recipe.yaml")

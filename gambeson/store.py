@@ -61,6 +61,16 @@ def atomic(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def open_folder(folder: Path) -> None:
+    """Makes a folder. Raises EnvironmentFault, naming it, where nothing may be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise EnvironmentFault(
+            f"{folder}: expected a folder I may write to, got: {error.strerror}. Choose another with --runs DIR"
+        ) from error
+
+
 def write_json(path: Path, value: Any) -> None:
     """Writes JSON atomically."""
     with atomic(path) as temporary:
@@ -186,7 +196,7 @@ class Store:
         artifact = Artifact(stage.name, digest, self.root / "stages" / stage.name / digest[:16])
         made = False
         if not self._finished(artifact):
-            self._open(artifact.folder)
+            open_folder(artifact.folder)
             with FileLock(artifact.folder / ".lock"):
                 if made := not self._finished(artifact):
                     self._work(stage, artifact, asked, config, inputs, seed)
@@ -196,15 +206,6 @@ class Store:
     @staticmethod
     def _finished(artifact: Artifact) -> bool:
         return (artifact.folder / "done.json").exists()
-
-    @staticmethod
-    def _open(folder: Path) -> None:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise EnvironmentFault(
-                f"{folder}: expected a folder I may write to, got: {error.strerror}. Choose another with --runs DIR"
-            ) from error
 
     def _work(
         self, stage: Stage, artifact: Artifact, asked: dict, config: Any, inputs: tuple, seed: int | None

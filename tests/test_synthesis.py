@@ -101,15 +101,12 @@ def test_generation_does_not_depend_on_shards_or_interruptions(
     assert np.array_equal(SyntheticStore.open(other.folder / "images").read(np.arange(25))[0], images)
 
 
-def test_guidance_that_cannot_act_is_refused_before_anything_is_sampled(real: ImageSet, made) -> None:
-    store, denoiser, teacher = made
+def test_guidance_that_cannot_act_is_refused_when_the_recipe_is_made() -> None:
     nowhere = replace(GUIDANCES["conditional hnm"], window=Window(sigma_min=1e3, sigma_max=1e4))
     with pytest.raises(ValueError, match="expected at least one guided step"):
-        store.once(generate, replace(TINY, guidance=nowhere), real, denoiser, teacher, seed=0)
+        replace(TINY, guidance=nowhere)
     with pytest.raises(ValueError, match="at least 2 images"):
-        store.once(
-            generate, replace(TINY, block=1, guidance=GUIDANCES["conditional hnm"]), real, denoiser, teacher, seed=0
-        )
+        replace(TINY, block=1, guidance=GUIDANCES["conditional hnm"])
     with pytest.raises(UserError, match=r"generation\.count"):
         replace(TINY, count=0)
 

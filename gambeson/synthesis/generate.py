@@ -41,6 +41,11 @@ class NoiseLevels:
         return karras_sigmas(self.steps, self.sigma_min, self.sigma_max, self.rho)
 
 
+def _no_encoder(images: Tensor) -> Tensor:
+    """Stands in for the encoder while a recipe is checked."""
+    return images.flatten(1)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Generation:
     """How synthetic images are generated."""
@@ -56,6 +61,17 @@ class Generation:
         for name in ("count", "block", "blocks_per_shard"):
             if getattr(self, name) < 1:
                 raise UserError(f"generation.{name}: expected a whole number above 0, got {getattr(self, name)}")
+        bound = self.guide(_no_encoder)
+        if bound is not None:
+            bound.check(self.levels.sigmas(), torch.arange(self.block))  # what cannot work is said now, not in an hour
+
+    def guide(self, encoder: Any) -> ContrastiveGuidance | ClassifierGuidance | None:
+        """The guidance with its network: a classifier with .features, or any callable for the checks alone."""
+        if self.guidance is None:
+            return None
+        if isinstance(self.guidance, TowardsClass):
+            return ClassifierGuidance(self.guidance, encoder)
+        return ContrastiveGuidance(self.guidance, getattr(encoder, "features", encoder))
 
     @property
     def blocks(self) -> int:
@@ -72,13 +88,7 @@ def sample_block(
 ) -> tuple[Tensor, Tensor]:
     """Images [m, C, H, W] in [0, 1] and labels [m] of one block; `encoder`, a classifier, is used by guidance only."""
     labels = spec.labels(block, denoiser.classes)
-    guidance = None
-    if isinstance(spec.guidance, Contrastive):
-        guidance = ContrastiveGuidance(spec.guidance, encoder.features)
-    elif spec.guidance is not None:
-        guidance = ClassifierGuidance(spec.guidance, encoder)
-    if guidance is not None:
-        guidance.check(spec.levels.sigmas(), labels)
+    guidance = spec.guide(encoder)
     sampler: Sampler = spec.sampler
     noise = block_noise(seed, block, (spec.block, *shape))
     draws = block_generator(seed, block, "sampler")
