@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -136,11 +135,16 @@ def command_runs(argv: list[str]) -> None:
 
 def _state(folder: Path) -> str:
     """One line about a run: when it ended and what it holds."""
+    from gambeson.run import open_run
+
     if not (folder / "run.json").exists():
         return f"unfinished; `gambeson run {folder / 'recipe.yaml'}` goes on"
-    facts = json.loads((folder / "run.json").read_text())
-    seeds, arms = ({c[key] for c in facts["chapters"]} for key in ("seed", "arm"))
-    return f"complete {facts['finished'][:16].replace('T', ' ')}, {len(arms)} arms, {len(seeds)} seed(s)"
+    try:
+        run = open_run(folder)
+    except (OSError, ValueError) as error:
+        return f"cannot be read: {error}"
+    ended = run.facts["finished"][:16].replace("T", " ")
+    return f"complete {ended}, {len(run.recipe.arms)} arms, {run.recipe.seeds} seed(s)"
 
 
 def command_show(argv: list[str]) -> None:
@@ -196,7 +200,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if words[0] not in COMMANDS:
             raise unknown("command", words[0], COMMANDS)
-        COMMANDS[words[0]](words[1:])
+        if words[0] != "run" and {"--help", "-h"} & set(words[1:]):
+            print(USAGE)
+        else:
+            COMMANDS[words[0]](words[1:])
     except KeyboardInterrupt:
         print("stopped; the same command again goes on from here", file=sys.stderr)
         return 130

@@ -21,6 +21,12 @@ class EnvironmentFault(OSError):
     code = 3
 
 
+def require(holds: bool, name: str, expected: str, value: object) -> None:
+    """UserError naming the field, what it should have been and what came."""
+    if not holds:
+        raise UserError(f"{name}: expected {expected}, got {value!r}")
+
+
 def _likeness(word: str, known: str) -> float:
     """1 for equal words, 0 for unrelated ones; a dotted path is also compared by its last name."""
     pairs = ((word, known), (word.rpartition(".")[2], known.rpartition(".")[2]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, is_dataclass, replace
 from enum import Enum
@@ -9,7 +10,7 @@ from typing import Any, Literal, TypeVar
 
 from gambeson import canonical
 from gambeson.data.datasets import Digits
-from gambeson.errors import UserError
+from gambeson.errors import UserError, require
 from gambeson.robustness.evaluate import Evaluation
 from gambeson.synthesis.gaussian import GaussianControl
 from gambeson.synthesis.generate import Generation
@@ -62,6 +63,8 @@ class Recipe:
     evaluation: Evaluation = Evaluation()  # how the students are measured
 
     def __post_init__(self) -> None:
+        plain_name = re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name)
+        require(plain_name is not None, "name", "letters, digits, '.', '_' and '-' (it names a folder)", self.name)
         if self.seeds < 1 or not self.arms or len(set(self.arms)) < len(self.arms):
             raise UserError(
                 f"recipe: expected at least 1 seed and one or more different arms, got seeds={self.seeds}, "

@@ -9,7 +9,6 @@ RUNS/stages/STAGE/DIGEST/       the store that all runs share
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -25,7 +24,7 @@ from gambeson.engine import Job, Screen, run_jobs
 from gambeson.errors import UserError, unknown
 from gambeson.pipeline import Chapter, prepare_denoiser, tell
 from gambeson.recipe import Arm, Recipe, class_table
-from gambeson.store import Artifact, atomic, open_folder, versions, write_json
+from gambeson.store import Artifact, atomic, open_folder, read_json, sweep, versions, write_json
 
 FORMAT = 1
 
@@ -52,8 +51,8 @@ class Run:
         ]
 
     def rows(self) -> pa.Table:
-        """One row per arm, seed and test image."""
-        return pq.read_table(self.folder / "rows.parquet")
+        """One row per arm, seed and test image, read from the stages with their checksums verified."""
+        return _all_rows(self.chapters)
 
 
 def cores() -> int:
@@ -80,12 +79,9 @@ def execute(recipe: Recipe, root: Path, workers: int, screen: Screen, command: s
     """Makes or finishes the run of a recipe below `root`; what is finished is not redone."""
     root = root.resolve()
     folder = folder_of(recipe, root)
-    started = datetime.now(UTC).isoformat(timespec="seconds")
-    _claim(folder, recipe)
+    started = _claim(folder, recipe)
     results = run_jobs(jobs_of(recipe), root, workers, screen)
     chapters = [r for r in results if isinstance(r, Chapter)]
-    with atomic(folder / "rows.parquet") as temporary:
-        pq.write_table(_all_rows(chapters), temporary)
     facts = {
         "format": FORMAT,
         "recipe_digest": recipe.digest,
@@ -96,24 +92,49 @@ def execute(recipe: Recipe, root: Path, workers: int, screen: Screen, command: s
         "versions": versions(),
         "chapters": [_chapter_facts(c, root) for c in chapters],
     }
-    if not (folder / "run.json").exists():
-        write_json(folder / "run.json", facts)
+    _conclude(folder, facts, chapters)
     return open_run(folder)
 
 
-def _claim(folder: Path, recipe: Recipe) -> None:
-    """Opens the folder and refuses one that another version of gambeson wrote."""
+def _conclude(folder: Path, facts: dict[str, Any], chapters: list[Chapter]) -> None:
+    """Writes the run's record; one that was made of other stages is kept under another name."""
+    path = folder / "run.json"
+    if path.exists():
+        old = read_json(path)
+        if old.get("chapters") == facts["chapters"]:
+            return
+        os.replace(path, folder / f"run-until-{facts['finished'].replace(':', '')}.json")
+    with atomic(folder / "rows.parquet") as temporary:
+        pq.write_table(_all_rows(chapters), temporary)
+    write_json(path, facts)
+
+
+def _claim(folder: Path, recipe: Recipe) -> str:
+    """When the run was first started; opens its folder, refuses one of another version or with an edited recipe."""
     open_folder(folder)
+    sweep(folder)
     _check_format(folder)
+    path = folder / "version.json"
+    if not path.exists():
+        started = datetime.now(UTC).isoformat(timespec="seconds")
+        write_json(path, {"format": FORMAT, "gambeson": gambeson.__version__, "started": started})
     if not (folder / "recipe.yaml").exists():
         files.save(recipe, folder / "recipe.yaml")
-    if not (folder / "version.json").exists():
-        write_json(folder / "version.json", {"format": FORMAT, "gambeson": gambeson.__version__})
+    _check_recipe(folder, files.load(folder / "recipe.yaml", Recipe, class_table()), recipe.digest)
+    return read_json(path)["started"]
+
+
+def _check_recipe(folder: Path, found: Recipe, digest: str) -> None:
+    if found.digest != digest:
+        raise UserError(
+            f"{folder / 'recipe.yaml'}: expected the recipe that the run was made with (digest {digest[:10]}), got an "
+            f"edited one ({found.digest[:10]}). Copy the file elsewhere to edit it, and restore this one"
+        )
 
 
 def _check_format(folder: Path) -> None:
     path = folder / "version.json"
-    found = json.loads(path.read_text()) if path.exists() else {"format": FORMAT}
+    found = read_json(path) if path.exists() else {"format": FORMAT}
     if found.get("format") != FORMAT:
         raise UserError(
             f"{folder}: expected a run folder of format {FORMAT} (gambeson {gambeson.__version__}), got format "
@@ -147,8 +168,12 @@ def open_run(folder: Path) -> Run:
         raise UserError(
             f"{folder}: this run is not complete. Start `gambeson run {folder / 'recipe.yaml'}` again: it resumes"
         )
-    facts = json.loads((folder / "run.json").read_text())
-    return Run(folder, files.load(folder / "recipe.yaml", Recipe, class_table()), facts)
+    facts = read_json(folder / "run.json")
+    if facts.get("format") != FORMAT or not {"recipe_digest", "chapters", "started", "versions"} <= facts.keys():
+        raise UserError(f"{folder / 'run.json'}: expected the record of a run of format {FORMAT}, got something else")
+    recipe = files.load(folder / "recipe.yaml", Recipe, class_table())
+    _check_recipe(folder, recipe, facts["recipe_digest"])
+    return Run(folder, recipe, facts)
 
 
 def list_runs(root: Path) -> list[Path]:

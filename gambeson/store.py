@@ -30,12 +30,41 @@ RESUME = "state.safetensors"
 """What an unfinished stage goes on from; removed when it is finished."""
 
 
+_REDO = "It was changed after it was written: move its folder away and start the same command again to redo the stage"
+
+
 @runtime_checkable
 class Digested(Protocol):
     """Whatever may be the input of a stage."""
 
     @property
     def digest(self) -> str: ...
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def sweep(folder: Path) -> None:
+    """Removes what processes that are dead left half-written below a folder."""
+    for path in folder.rglob(".*.part"):
+        pid = path.name.split(".")[-2]
+        if pid.isdigit() and not _alive(int(pid)):
+            path.unlink(missing_ok=True)
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file of ours. Raises EnvironmentFault, naming it, where it is damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise EnvironmentFault(f"{path}: expected JSON, got damaged text ({error}). {_REDO}") from error
 
 
 @contextlib.contextmanager
@@ -124,10 +153,7 @@ class Artifact:
     @property
     def record(self) -> dict[str, Any]:
         """done.json: configuration, inputs, execution, time, memory, files."""
-        return json.loads((self.folder / "done.json").read_text(encoding="utf-8"))
-
-
-_REDO = "It was changed after it was written: move its folder away and start the same command again to redo the stage"
+        return read_json(self.folder / "done.json")
 
 
 @dataclass(frozen=True)
@@ -210,8 +236,9 @@ class Store:
     def _work(
         self, stage: Stage, artifact: Artifact, asked: dict, config: Any, inputs: tuple, seed: int | None
     ) -> None:
+        sweep(artifact.folder)
         attempts = _attempts(artifact.folder)
-        write_json(artifact.folder / "attempts.json", [*attempts, execution()])
+        write_json(artifact.folder / "attempts.json", [*attempts, {"began": time.time(), **execution()}])
         start = time.monotonic()
         _reset_peak_memory()
         workspace = Workspace(artifact.folder, lambda done, total: self.report(stage.name, done, total))
@@ -222,9 +249,9 @@ class Store:
             "digest": artifact.digest,
             "execution": execution(),
             "attempts": len(attempts) + 1,
-            "bit_identical": all(a == execution() for a in attempts),
+            "bit_identical": all(a | execution() == a for a in attempts),
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-            "seconds": time.monotonic() - start,
+            "seconds": time.monotonic() - start + sum(a["worked"] for a in attempts),
             "peak_mb": _peak_memory_mb(),
             "versions": versions(),
             "files": {p.name: checksum(p) for p in sorted(artifact.folder.iterdir()) if _is_result(p)},
@@ -234,8 +261,13 @@ class Store:
 
 
 def _attempts(folder: Path) -> list[dict[str, Any]]:
+    """Earlier starts of an unfinished stage; `worked` seconds: from the start to the last file that it wrote."""
     path = folder / "attempts.json"
-    return json.loads(path.read_text()) if path.exists() else []
+    attempts = read_json(path) if path.exists() else []
+    if attempts and "worked" not in attempts[-1]:
+        last = max(p.stat().st_mtime for p in folder.rglob("*") if p.is_file() and p.name != ".lock")
+        attempts[-1]["worked"] = max(last - attempts[-1]["began"], 0.0)
+    return attempts
 
 
 def _is_result(path: Path) -> bool:

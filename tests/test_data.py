@@ -173,6 +173,17 @@ def test_a_selection_points_to_its_store_and_moves_with_it(tmp_path: Path) -> No
     assert labels.tolist() == [8, 7, 7]
 
 
+def run_limited(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """A process in which the kernel stops every write past 20,000 bytes of a file."""
+
+    def limit() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+
+    command = [sys.executable, "-c", code, str(folder)]
+    return subprocess.run(command, preexec_fn=limit, capture_output=True, text=True)
+
+
 DISK_FULL = """
 import sys
 from pathlib import Path
@@ -184,16 +195,34 @@ for block in range(2):
 """
 
 
+def test_a_damaged_block_is_named(tmp_path: Path) -> None:
+    writer = StoreWriter(root=tmp_path, blocks=2, blocks_per_shard=2)
+    writer.put(0, *block(0))
+    (tmp_path / "blocks/000000.npz").write_bytes(b"damaged")
+    with pytest.raises(EnvironmentFault, match=r"000000\.npz: expected a finished block"):
+        writer.put(1, *block(1))
+
+
+WEIGHTS = """
+import sys
+from pathlib import Path
+import torch
+from gambeson.models.files import save_tensors
+save_tensors(Path(sys.argv[1]) / "state.safetensors", {"a": torch.zeros(20_000)}, {})
+"""
+
+
+def test_weights_that_cannot_be_written_are_an_environment_fault(tmp_path: Path) -> None:
+    result = run_limited(WEIGHTS, tmp_path)
+    assert result.returncode == 1
+    assert "EnvironmentFault" in result.stderr
+    assert "state.safetensors" in result.stderr
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_write_that_fails_in_the_middle_of_a_shard_leaves_nothing_half_written(tmp_path: Path) -> None:
     """The kernel stops writes past 20,000 bytes, as a full disk would: one block fits, the shard of two does not."""
-
-    def limit() -> None:
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-
-    result = subprocess.run(
-        [sys.executable, "-c", DISK_FULL, str(tmp_path)], preexec_fn=limit, capture_output=True, text=True
-    )
+    result = run_limited(DISK_FULL, tmp_path)
     assert result.returncode == 1
     assert "EnvironmentFault" in result.stderr
     assert "00000.npy" in result.stderr

@@ -2,8 +2,10 @@
 
 import json
 import multiprocessing
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -134,6 +136,31 @@ def test_a_changed_file_is_named(tmp_path: Path) -> None:
     assert record["execution"]["threads"] == 1
     assert record["bit_identical"] is True
     assert record["peak_mb"] > 1
+
+
+def test_time_spent_before_a_kill_counts_and_its_leftovers_go(tmp_path: Path) -> None:
+    @stage(revision=1)
+    def works_half(work: Workspace, config: int) -> None:
+        if not (work.folder / "half.txt").exists():
+            (work.folder / f".other.txt.{os.getpid()}.part").write_text("a living process's")
+            (work.folder / ".half.txt.999999999.part").write_text("a dead process's")
+            time.sleep(0.3)
+            (work.folder / "half.txt").write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Store(tmp_path).once(works_half, 1)
+    artifact = Store(tmp_path).once(works_half, 1)
+    assert artifact.record["attempts"] == 2
+    assert 0.25 < artifact.record["seconds"] < 2
+    assert len(list(artifact.folder.glob(".*.part"))) == 1
+
+
+def test_damaged_json_is_named(tmp_path: Path) -> None:
+    artifact = Store(tmp_path).once(count_up, 1, seed=2)
+    (artifact.folder / "done.json").write_text('{"half')
+    with pytest.raises(EnvironmentFault, match=r"done\.json: expected JSON"):
+        artifact.file("number.txt")
 
 
 def test_no_permission_is_an_environment_fault(tmp_path: Path) -> None:

@@ -112,6 +112,53 @@ def test_a_run_of_another_version_is_refused(whole: Run, tmp_path: Path, capfd: 
     assert main(["run", str(version.with_name("recipe.yaml")), "--runs", str(tmp_path)]) == 2
 
 
+def test_an_edited_recipe_is_not_taken_for_the_one_that_ran(
+    whole: Run, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(whole.folder.parent, tmp_path / "runs")
+    recipe = tmp_path / "runs" / whole.folder.name / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("epsilon: 0.15", "epsilon: 0.01", 1))
+    assert main(["show", whole.folder.name, "--runs", str(tmp_path / "runs")]) == 2
+    assert "got an edited one" in capfd.readouterr().err
+
+
+def test_rows_are_read_from_checksummed_stages(whole: Run, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(whole.folder.parent, tmp_path / "runs")
+    rows = next((tmp_path / "runs/stages/evaluate").glob("*/rows.parquet"))
+    rows.write_bytes(rows.read_bytes()[:-9])
+    assert main(["show", whole.folder.name, "--runs", str(tmp_path / "runs")]) == 3
+    assert f"{rows}: expected SHA-256" in capfd.readouterr().err
+
+
+def test_a_raised_revision_makes_a_new_record_and_keeps_the_old(
+    whole: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(whole.folder.parent, tmp_path / "runs")
+    import gambeson.pipeline
+
+    monkeypatch.setattr(gambeson.pipeline, "evaluate", replace(gambeson.pipeline.evaluate, revision=99))
+    again = execute(whole.recipe, tmp_path / "runs", 1, Quiet(), "test")
+    records = [
+        json.loads(a["rows"].folder.joinpath("done.json").read_text()) for c in again.chapters if (a := c.artifacts)
+    ]
+    assert {r["revision"] for r in records} == {99}
+    assert len(list(again.folder.glob("run-until-*.json"))) == 1
+
+
+def test_a_damaged_run_hides_no_other(whole: Run, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(whole.folder.parent, tmp_path / "runs")
+    for name, text in {"a-foreign": '{"format": 99}', "b-damaged": '{"for', "c-strange": "{}"}.items():
+        shutil.copytree(whole.folder, tmp_path / "runs" / name)
+        file = "run.json" if name == "c-strange" else "version.json"
+        (tmp_path / "runs" / name / file).write_text(text)
+    assert main(["runs", "--runs", str(tmp_path / "runs")]) == 0
+    shown = capfd.readouterr().out
+    assert shown.count("cannot be read") == 3
+    assert f"{whole.folder.name} " in shown
+    assert main(["show", "b-damaged", "--runs", str(tmp_path / "runs")]) == 3
+    assert "version.json: expected JSON" in capfd.readouterr().err
+
+
 def test_runs_show_and_report(whole: Run, capfd: pytest.CaptureFixture[str]) -> None:
     root, name = str(whole.folder.parent), whole.folder.name
     assert main(["runs", "--runs", root]) == 0
@@ -135,6 +182,11 @@ MISTAKES = {
     "wrong type": (["run", "digits", "--generation.count", "many"], "generation.count", 2),
     "eps 0": (["run", "digits", "--threat.epsilon", "0"], "above 0", 2),
     "count 0": (["run", "digits", "--generation.count", "0"], "above 0", 2),
+    "a name that is a path": (["run", "digits", "--name", "a/b"], "letters", 2),
+    "too few images": (["run", "digits", "--data.train_images", "10"], "from 20", 2),
+    "label dropout 7": (["run", "digits", "--denoiser.label_dropout", "7"], "from 0 to below 1", 2),
+    "window without a step": (["run", "digits", "--generation.guidance.window.sigma_min", "100"], "guided step", 2),
+    "targeted steps 0": (["run", "digits", "--evaluation.targeted.steps", "0"], "at least 1", 2),
     "workers 0": (["run", "digits", "--workers", "0"], "above 0", 2),
     "no value": (["run", "digits", "--workers"], "value", 2),
     "no such file": (["run", "./no/such/recipe.yaml"], "recipe.yaml", 2),
@@ -216,10 +268,13 @@ def test_killed_at_random_times_a_run_ends_in_the_same_bits(tmp_path: Path) -> N
 def test_workers_die_with_their_parent_and_leave_no_lock(whole: Run, tmp_path: Path) -> None:
     recipe, runs = whole.folder / "recipe.yaml", tmp_path / "runs"
     process = start(recipe, runs, workers=2)
+    while not (runs / "stages/train_denoiser").exists():
+        time.sleep(0.01)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    assert len(children) >= 2
     assert kill(process, runs, "train_classifier", 0.05)
     time.sleep(1.0)
-    table = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
-    assert str(runs) not in table
+    assert not [c for c in children if Path(f"/proc/{c}").exists() and "Z" not in Path(f"/proc/{c}/stat").read_text()]
     finished = start(recipe, runs, workers=2)
     assert finished.wait(timeout=120) == 0
     assert fingerprints(runs) == fingerprints(whole.folder.parent)

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator
 
+from gambeson.errors import require
 from gambeson.types import Images
 
 
@@ -17,6 +18,9 @@ class PadCrop:
 
     padding: int = 4  # pixels of padding on each side; 0 switches the crop off
     flip: bool = True  # mirror half of the images, only if the data set declares mirroring label-safe
+
+    def __post_init__(self) -> None:
+        require(self.padding >= 0, "augment.padding", "0 or more pixels", self.padding)
 
     def __call__(self, images: Images, generator: Generator, flip_safe: bool) -> Images:
         """Images [B, C, H, W] -> the same shape."""

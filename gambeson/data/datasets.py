@@ -60,8 +60,8 @@ class Digits:
     split_seed: int = 0  # seed of the split, the same for every run seed
 
     def __post_init__(self) -> None:
-        if self.train_images < 10 or self.train_images % 10 or self.train_images > 1500:
-            raise UserError(f"data.train_images: expected a multiple of 10 from 10 to 1500, got {self.train_images}")
+        if self.train_images < 20 or self.train_images % 10 or self.train_images > 1500:
+            raise UserError(f"data.train_images: expected a multiple of 10 from 20 to 1500, got {self.train_images}")
         if self.validation_images < 10 or self.train_images + self.validation_images > 1700:
             raise UserError(
                 "data.validation_images: expected at least 10, and at least 97 of the 1,797 images left for test, got "

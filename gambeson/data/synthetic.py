@@ -9,19 +9,19 @@ blocks/000012.npz           finished blocks of the shard that is being filled
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gambeson.errors import EnvironmentFault, UserError
-from gambeson.store import atomic, checksum, write_json
+from gambeson.store import atomic, checksum, read_json, write_json
 
 FORMAT = 1
 
@@ -51,7 +51,7 @@ class StoreWriter:
         for shard in range(-(-self.blocks // self.blocks_per_shard)):
             if not self._shard_file(shard, "json").exists():
                 self._pack(shard)
-        records = [json.loads(p.read_text()) for p in sorted((self.root / "shards").glob("*.json"))]
+        records = [read_json(p) for p in sorted((self.root / "shards").glob("*.json"))]
         header = {"format": FORMAT, "rows": [r["rows"] for r in records], "shape": records[0]["shape"]}
         write_json(self.root / "store.json", {**header, "provenance": provenance})
 
@@ -65,8 +65,19 @@ class StoreWriter:
     def _shard_file(self, shard: int, ending: str) -> Path:
         return self.root / "shards" / f"{shard:05d}.{ending}"
 
+    def _read(self, block: int) -> dict[str, np.ndarray]:
+        path = self._block_file(block)
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                return {name: arrays[name] for name in ("images", "labels")}
+        except (ValueError, KeyError, EOFError, BadZipFile) as error:
+            raise EnvironmentFault(
+                f"{path}: expected a finished block of images, got a damaged file ({error}). Remove it and start the "
+                "same command again: that block alone is generated anew"
+            ) from error
+
     def _pack(self, shard: int) -> None:
-        parts = [(b, np.load(self._block_file(b))) for b in self._members(shard)]
+        parts = [(b, self._read(b)) for b in self._members(shard)]
         images = np.concatenate([p["images"] for _, p in parts])
         columns = {
             "label": np.concatenate([p["labels"] for _, p in parts]),
@@ -100,7 +111,7 @@ class SyntheticStore:
         header = root / "store.json"
         if not header.is_file():
             raise UserError(f"{root}: expected a synthetic store (a folder with store.json), found none")
-        found = json.loads(header.read_text())
+        found = read_json(header)
         if found.get("format") != FORMAT:
             raise UserError(
                 f"{header}: expected store format {FORMAT}, got {found.get('format')!r}; "
@@ -114,7 +125,7 @@ class SyntheticStore:
     def verify(self) -> SyntheticStore:
         """Compares every file with its checksum. Raises EnvironmentFault naming the first that differs."""
         for shard in range(len(self.rows)):
-            expected = json.loads((self.root / "shards" / f"{shard:05d}.json").read_text())["sha256"]
+            expected = read_json(self.root / "shards" / f"{shard:05d}.json")["sha256"]
             for ending, digest in expected.items():
                 path = self.root / "shards" / f"{shard:05d}.{ending}"
                 if not path.is_file() or checksum(path) != digest:

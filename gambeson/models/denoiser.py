@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Generator, Tensor, nn
 
-from gambeson.errors import UserError
+from gambeson.errors import UserError, require
 from gambeson.models.files import load_tensors, load_weights
 from gambeson.models.unet import UNet, UNetSpec
 from gambeson.types import Images, Labels, PerImage
@@ -22,6 +22,10 @@ class EDM:
     sigma_data: float = 0.5  # standard deviation of the images in [-1, 1]
     p_mean: float = -1.2  # mean of ln(sigma) in training
     p_std: float = 1.2  # standard deviation of ln(sigma) in training
+
+    def __post_init__(self) -> None:
+        require(self.sigma_data > 0, "sigma_data", "a number above 0", self.sigma_data)
+        require(self.p_std > 0, "p_std", "a number above 0", self.p_std)
 
     def sigmas(self, count: int, generator: Generator) -> Tensor:
         """[count] training noise levels, log-normal."""

@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from gambeson.errors import EnvironmentFault
 from gambeson.store import atomic
 
 
@@ -18,14 +19,17 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], header: dict[str, An
     """Writes tensors and a JSON header, atomically."""
     copies = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
     with atomic(path) as temporary:
-        save_file(copies, temporary, metadata={"gambeson": json.dumps(header, sort_keys=True)})
+        temporary.write_bytes(save(copies, metadata={"gambeson": json.dumps(header, sort_keys=True)}))
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """What `save_tensors` wrote."""
-    with safe_open(path, framework="pt") as handle:
-        metadata = handle.metadata() or {}
-    return load_file(path), json.loads(metadata.get("gambeson", "{}"))
+    """What `save_tensors` wrote. Raises EnvironmentFault, naming it, for a file that is damaged or no safetensors."""
+    try:
+        with safe_open(path, framework="pt") as handle:
+            metadata = handle.metadata() or {}
+        return load_file(path), json.loads(metadata.get("gambeson", "{}"))
+    except SafetensorError as error:
+        raise EnvironmentFault(f"{path}: expected a safetensors file, got a damaged one or another: {error}") from error
 
 
 def load_weights(module: nn.Module, tensors: dict[str, Tensor], source: str) -> None:

@@ -31,6 +31,15 @@ class UNetSpec:
         if not self.multipliers or min(self.multipliers) < 1 or self.blocks < 1:
             raise UserError(f"U-Net: expected multipliers and blocks of at least 1, got {self}")
 
+    def check(self, shape: tuple[int, int, int]) -> None:
+        """Raises UserError where images of (channels, height, width) cannot be halved at every further resolution."""
+        factor = 2 ** (len(self.multipliers) - 1)
+        if shape[1] % factor or shape[2] % factor:
+            raise UserError(
+                f"U-Net: {len(self.multipliers)} resolutions need image sides divisible by {factor}, got "
+                f"{shape[1]}x{shape[2]} pixels; give fewer multipliers than {self.multipliers}"
+            )
+
     def build(self, channels: int, classes: int, seed: int = 0) -> UNet:
         """The network with weights drawn from the seed (the global generator is left as it was)."""
         with torch.random.fork_rng(devices=[]):

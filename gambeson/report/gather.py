@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 from typing import Any
 
 import numpy as np
@@ -53,7 +52,7 @@ def gather(run: Run) -> RunMaterial:
         stages=_stages(run),
         checks=tuple(check for chapter in run.chapters for check in _checks(chapter)),
         versions=facts["versions"],
-        command=f"gambeson run {shlex.quote(str(run.folder / 'recipe.yaml'))}",
+        command=facts["command"],
         created=facts["finished"],
         attacks=_attacks(recipe),
     )

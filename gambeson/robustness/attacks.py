@@ -14,6 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from gambeson.errors import require
 from gambeson.randomness import image_keys, uniform
 from gambeson.robustness.losses import (
     DLR,
@@ -26,7 +27,6 @@ from gambeson.robustness.losses import (
     Verdicts,
     frozen,
     loss_and_gradient,
-    require,
     threat_of,
 )
 from gambeson.threat import ThreatModel
@@ -343,6 +343,7 @@ class TargetedAPGD:
     targets: int | None = None  # how many of the other classes, most likely first; none: all
 
     def __post_init__(self) -> None:
+        require(self.steps >= 1, "TargetedAPGD steps", "at least 1", self.steps)
         require(self.targets is None or self.targets >= 1, "TargetedAPGD targets", "None or at least 1", self.targets)
 
     def __call__(self, model: Network, images: Images, labels: Labels, seed: int = 0) -> Images:

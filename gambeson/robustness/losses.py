@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool
 from torch import Generator, Tensor, nn
 
+from gambeson.errors import require
 from gambeson.randomness import or_fresh
 from gambeson.threat import ThreatModel
 from gambeson.types import Images, Labels, Logits, PerImage
@@ -44,12 +45,6 @@ def threat_of(component: HasThreat) -> ThreatModel:
             "dataclasses.replace(component, threat=...)"
         )
     return component.threat
-
-
-def require(holds: bool, name: str, expected: str, value: object) -> None:
-    """ValueError naming the field, what it should have been and what came."""
-    if not holds:
-        raise ValueError(f"{name}: expected {expected}, got {value!r}")
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from gambeson.randomness import or_fresh
 from gambeson.types import Denoiser, Guidance, Sigmas, Step
 
 
-class NotFiniteError(RuntimeError):
+class NotFiniteError(ValueError):
     """The network or the guidance returned NaN or infinity; the message names step, sigma and block."""
 
 

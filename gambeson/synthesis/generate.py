@@ -61,9 +61,9 @@ class Generation:
         for name in ("count", "block", "blocks_per_shard"):
             if getattr(self, name) < 1:
                 raise UserError(f"generation.{name}: expected a whole number above 0, got {getattr(self, name)}")
-        bound = self.guide(_no_encoder)
+        bound, sigmas = self.guide(_no_encoder), self.levels.sigmas()
         if bound is not None:
-            bound.check(self.levels.sigmas(), torch.arange(self.block))  # what cannot work is said now, not in an hour
+            bound.check(sigmas, torch.arange(self.block))  # what cannot work is said now, not in an hour
 
     def guide(self, encoder: Any) -> ContrastiveGuidance | ClassifierGuidance | None:
         """The guidance with its network: a classifier with .features, or any callable for the checks alone."""

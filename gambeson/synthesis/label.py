@@ -11,6 +11,7 @@ import torch
 
 from gambeson.data.mixture import from_uint8
 from gambeson.data.synthetic import SyntheticStore
+from gambeson.errors import require
 from gambeson.models.resnet import load_classifier
 from gambeson.store import Artifact, Workspace, atomic, stage
 from gambeson.types import Labels, Logits
@@ -40,6 +41,9 @@ class Labeling:
 
     by: ByCondition | ByTeacher = ByCondition()  # whose word counts
     batch_size: int = 512  # images per teacher call
+
+    def __post_init__(self) -> None:
+        require(self.batch_size >= 1, "labeling.batch_size", "at least 1", self.batch_size)
 
 
 @stage(revision=1)

@@ -11,6 +11,7 @@ from gambeson.data.augment import PadCrop
 from gambeson.data.datasets import ImageSet, Split
 from gambeson.data.mixture import Mixture, SyntheticSource
 from gambeson.data.synthetic import Chosen
+from gambeson.errors import require
 from gambeson.models.files import save_tensors
 from gambeson.models.resnet import ResNetSpec, SmallResNet, classifier_header
 from gambeson.randomness import derive, generator
@@ -34,8 +35,8 @@ class ClassifierTraining:
     threat: ThreatModel | None = None  # threat of the validation's attack; none: the recipe's
 
     def __post_init__(self) -> None:
-        if not 0 <= self.fraction <= 1:
-            raise ValueError(f"fraction: expected a share from 0 to 1, got {self.fraction}")
+        require(0 <= self.fraction <= 1, "fraction", "a share from 0 to 1", self.fraction)
+        require(self.validations >= 1, "validations", "at least 1", self.validations)
 
 
 @stage(revision=1)

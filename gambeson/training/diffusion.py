@@ -9,6 +9,7 @@ import torch
 from gambeson.data.augment import PadCrop
 from gambeson.data.datasets import ImageSet
 from gambeson.data.mixture import Mixture
+from gambeson.errors import require
 from gambeson.models.denoiser import EDM, NetworkDenoiser, denoiser_header
 from gambeson.models.files import save_tensors
 from gambeson.models.unet import UNetSpec
@@ -29,10 +30,14 @@ class DenoiserTraining:
     augment: PadCrop = PadCrop(padding=0, flip=False)  # off by default: what is augmented here is generated later
     label_dropout: float = 0.0  # share of labels replaced by the null class (classifier-free guidance)
 
+    def __post_init__(self) -> None:
+        require(0 <= self.label_dropout < 1, "label_dropout", "a share from 0 to below 1", self.label_dropout)
+
 
 @stage(revision=1)
 def train_denoiser(work: Workspace, spec: DenoiserTraining, real: ImageSet, *, seed: int) -> None:
     """Writes denoiser.safetensors (averaged weights)."""
+    spec.network.check(real.shape)
     network = spec.network.build(real.shape[0], len(real.class_names), derive(seed, "denoiser weights"))
     denoiser = NetworkDenoiser(network, spec.preconditioning, conditional_only=spec.label_dropout == 0)
     mixture = Mixture(real.train, None, 0.0, spec.optimisation.batch_size, derive(seed, "denoiser batches"))

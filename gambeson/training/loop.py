@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gambeson.errors import require
 from gambeson.models.files import load_tensors, save_tensors
 from gambeson.store import RESUME, Workspace
 
@@ -34,8 +35,10 @@ class Optimisation:
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "learning_rate"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}: expected a number above 0, got {getattr(self, name)!r}")
+            require(getattr(self, name) > 0, name, "a number above 0", getattr(self, name))
+        for name in ("momentum", "warmup", "average"):
+            require(0 <= getattr(self, name) < 1, name, "a share from 0 to below 1", getattr(self, name))
+        require(self.weight_decay >= 0, "weight_decay", "0 or more", self.weight_decay)
 
     def rate(self, step: int) -> float:
         """The learning rate of step 0, 1, ...: linear warm-up, then cosine to 0."""
