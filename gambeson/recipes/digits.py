@@ -34,7 +34,7 @@ def recipe() -> Recipe:
         fraction=0.7,
     )
     teacher = replace(student, loss=Plain(label_smoothing=0.0), validations=4)
-    # 400 steps: on 300 images the denoising loss of held-out images rises from there on, and at 2,000 every fifth sample
+    # 400 steps: on 300 images the denoising loss of held-out images rises soon after, and at 2,000 every fifth sample
     # is all but a copy of a training image, which is worth nothing to the student (dev/LOG.md)
     fitted = Optimisation(steps=400, learning_rate=1e-3, momentum=0.0, weight_decay=0.0, average=0.995)
     # the authors' CIFAR-10 numbers: lambda 100k at B = 512 is 97.65625 per anchor, t >= 400 is sigma >= 2.04 (METHOD 1)
