@@ -1,4 +1,10 @@
-"""`gambeson run digits`: the whole story on real 8x8 images in the low-data regime."""
+"""`gambeson run digits`: the whole story on real 8x8 images in the low-data regime.
+
+Run time about 5 minutes on two free cores, 1.7 GB at the most; `--seeds 5` 23 minutes. Expected worst case of APGD-CE and
+targeted APGD, percent (n = 1,347 test images, 5 seeds, 95 % intervals over images and training): real only 78.6 (76.3 to
+80.7), Gaussian control 76.8 (74.6 to 78.9), plain 78.6 (76.4 to 80.6), Contrastive-DP 78.5 (76.1 to 80.7). So at this
+size of student and training no gain from synthetic images is shown; dev/LOG.md says why.
+"""
 
 from __future__ import annotations
 
@@ -34,9 +40,6 @@ def recipe() -> Recipe:
         fraction=0.7,
     )
     teacher = replace(student, loss=Plain(label_smoothing=0.0), validations=4)
-    # 400 steps: on 300 images the denoising loss of held-out images rises soon after, and at 2,000 every fifth sample
-    # is all but a copy of a training image, which is worth nothing to the student (dev/LOG.md)
-    fitted = Optimisation(steps=400, learning_rate=1e-3, momentum=0.0, weight_decay=0.0, average=0.995)
     # the authors' CIFAR-10 numbers: lambda 100k at B = 512 is 97.65625 per anchor, t >= 400 is sigma >= 2.04 (METHOD 1)
     guidance = Contrastive(
         loss=HardNegative(temperature=10.0, tau_plus=0.1, beta=1.0),
@@ -48,7 +51,7 @@ def recipe() -> Recipe:
         name="digits",
         data=Digits(),
         threat=ThreatModel(norm="linf", epsilon=0.15),
-        denoiser=DenoiserTraining(preconditioning=EDM(sigma_data=0.7), optimisation=fitted),
+        denoiser=DenoiserTraining(preconditioning=EDM(sigma_data=0.7)),
         teacher=teacher,
         generation=Generation(count=4000, sampler=Heun(), levels=NoiseLevels(steps=12), guidance=guidance),
         control=GaussianControl(count=4000),
