@@ -1,10 +1,10 @@
 """`gambeson run digits`: the whole story on real 8x8 images in the low-data regime.
 
-Run time about 5 minutes on two free cores, 1.7 GB at the most; `--seeds 5` 23 minutes. Expected worst case of APGD-CE and
-targeted APGD, percent (n = 1,347 test images, 5 seeds, 95 % intervals over images and training): real only 78.6 (76.3 to
-80.7), Gaussian control 76.8 (74.6 to 78.9), plain 78.6 (76.4 to 80.6), Contrastive-DP 78.5 (76.1 to 80.7). So no
-gain from synthetic images is shown: the pad-1 crop gives the real-only student as much. Without it (--arms real plain
---student.augment.padding 0) plain is worth +2.0 (+0.9 to +3.2), 77.7 against 75.7; see dev/LOG.md.
+Run time about 5 minutes on two free cores, 1.7 GB at the most; `--seeds 5` 23 minutes. Expected worst case of APGD-CE
+and targeted APGD, percent (n = 1,347 test images, 5 seeds, 95 % intervals over images and training): real only 78.6
+(76.3 to 80.7), Gaussian control 76.8 (74.6 to 78.9), plain 78.6 (76.4 to 80.6), Contrastive-DP 78.5 (76.1 to 80.7).
+So no gain from synthetic images is shown: the pad-1 crop gives the real-only student as much. Without the crop
+(`--arms real plain --student.augment.padding 0`) plain is worth +2.0 (+0.9 to +3.2), 77.7 against 75.7; see dev/LOG.md.
 """
 
 from __future__ import annotations
