@@ -1,7 +1,7 @@
 """How well a digits denoiser predicts held-out images, and how near its samples are to training images.
 
-`python dev/denoiser_memory.py STEPS AVERAGE PADDING ...` (triples), a line each: EDM loss on train and validation images
-(8 fixed draws of noise), median distance of 600 samples to their nearest training image, and the share of near copies
+`python dev/denoiser_memory.py STEPS AVERAGE PADDING ...` (triples), a line each: EDM loss on train and validation
+images (8 fixed draws of noise), median distance of 600 samples to their nearest training image, share of near copies
 (nearest less than a third as far as second nearest). Validation images only; results in dev/LOG.md.
 """
 
