@@ -23,7 +23,7 @@ from filelock import FileLock
 
 import gambeson
 from gambeson import canonical
-from gambeson.errors import EnvironmentFault
+from gambeson.errors import EnvironmentFault, UserError, require
 from gambeson.types import Progress, silent
 
 RESUME = "state.safetensors"
@@ -112,14 +112,39 @@ def checksum(path: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
-def execution() -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """Where stages compute, and in what portions: none of it in a recipe, all of it in the execution record."""
+
+    device: str = "cpu"  # torch's name of the device: cpu, cuda, cuda:1, mps
+    micro_batch: int | None = None  # images of a block that are in the networks at once; none: the whole block
+
+    def __post_init__(self) -> None:
+        require(self.micro_batch is None or self.micro_batch >= 1, "micro-batch", "at least 1", self.micro_batch)
+        if self.device != "cpu":
+            self._probe()
+
+    def _probe(self) -> None:
+        """UserError where there is no such device."""
+        try:
+            torch.zeros(1, device=self.device)
+        except (RuntimeError, AssertionError) as error:
+            raise UserError(
+                f"device: expected one that this machine has, got {self.device!r} ({str(error).splitlines()[0]}); "
+                f"cuda is {'there' if torch.cuda.is_available() else 'not there'}, cpu always works"
+            ) from None
+
+
+def execution(machine: Machine = Machine()) -> dict[str, Any]:
     """What bit-identity depends on besides the recipe (METHOD 1.3): recorded beside every stage."""
+    on_gpu = machine.device.startswith("cuda")
     return {
         "torch": torch.__version__,
-        "device": "cpu",
+        "device": torch.cuda.get_device_name(machine.device) if on_gpu else machine.device,
         "dtype": "float32",
         "threads": torch.get_num_threads(),
         "machine": platform.machine(),
+        "micro_batch": machine.micro_batch,
     }
 
 
@@ -162,6 +187,7 @@ class Workspace:
 
     folder: Path
     progress: Progress = silent
+    machine: Machine = Machine()
     checkpoint_seconds: float = field(default_factory=lambda: float(os.environ.get("GAMBESON_CHECKPOINT_SECONDS", 10)))
 
 
@@ -204,6 +230,7 @@ class Store:
 
     root: Path
     report: Callable[[str, int, int], None] = lambda stage, done, total: None
+    machine: Machine = Machine()
 
     def once(self, stage: Stage, config: Any, *inputs: Digested | None, seed: int | None = None) -> Artifact:
         """The finished stage for this configuration, seed and inputs: found, resumed or made.
@@ -238,18 +265,18 @@ class Store:
     ) -> None:
         sweep(artifact.folder)
         attempts = _attempts(artifact.folder)
-        write_json(artifact.folder / "attempts.json", [*attempts, {"began": time.time(), **execution()}])
+        write_json(artifact.folder / "attempts.json", [*attempts, {"began": time.time(), **execution(self.machine)}])
         start = time.monotonic()
         _reset_peak_memory()
-        workspace = Workspace(artifact.folder, lambda done, total: self.report(stage.name, done, total))
+        workspace = Workspace(artifact.folder, lambda done, total: self.report(stage.name, done, total), self.machine)
         arguments = {} if seed is None else {"seed": seed}
         stage.work(workspace, config, *inputs, **arguments)
         record = {
             **asked,
             "digest": artifact.digest,
-            "execution": execution(),
+            "execution": execution(self.machine),
             "attempts": len(attempts) + 1,
-            "bit_identical": all(a | execution() == a for a in attempts),
+            "bit_identical": all(a | execution(self.machine) == a for a in attempts),
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             "seconds": time.monotonic() - start + sum(a["worked"] for a in attempts),
             "peak_mb": _peak_memory_mb(),

@@ -11,7 +11,7 @@ import pytest
 HOUSE = Path(__file__).parent.parent / "gambeson"
 FLOORS = [
     ["errors", "types"],
-    ["canonical", "randomness", "threat"],
+    ["canonical", "randomness", "schedules", "threat"],
     ["store"],
     ["files"],
     ["overrides"],
