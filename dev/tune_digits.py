@@ -17,7 +17,7 @@ import torch
 
 from gambeson import overrides
 from gambeson.data.datasets import Digits, ImageSet, Split
-from gambeson.models.resnet import load_classifier
+from gambeson.models.classifiers import load_classifier
 from gambeson.pipeline import tell
 from gambeson.recipe import Arm
 from gambeson.recipes import named

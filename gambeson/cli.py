@@ -5,58 +5,38 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gambeson.options import MACHINE_OPTIONS, take, take_machine, take_runs
+
+if TYPE_CHECKING:
+    from gambeson.recipe import Recipe
+    from gambeson.store import Machine
 
 USAGE = """gambeson: robust image classifiers from guided synthetic data.
 
 usage: gambeson COMMAND [OPTIONS]
 
-  run RECIPE      make a run: a recipe by name (digits) or a recipe file (recipe.yaml of a run repeats it)
-  runs            list the runs
-  show RUN        print a run's table
-  report RUN      write a run's report again and print its path
+  run RECIPE               make a run: a recipe by name (digits) or a recipe file (recipe.yaml of a run repeats it)
+  runs                     list the runs
+  show RUN                 print a run's table
+  report RUN               write a run's report again and print its path
+  train-diffusion RECIPE   train the recipe's diffusion model
+  train-encoder RECIPE     train a classifier whose features steer guidance: robust, standard or noise-conditioned
+  generate SOURCE          generate a store of images; SOURCE: a recipe, or the weights of a diffusion model
+  sample-grid SOURCE       draw the first of these images as one picture
+  figures NAME             draw a figure of the paper with the numbers behind it: guidance (its Figures 2 to 4)
 
-`gambeson run RECIPE --help` shows every field of a recipe. RUN is a folder, a name, or the beginning of a name.
-Options of every command: --runs DIR (where runs live; default ./runs or $GAMBESON_RUNS).
+`gambeson COMMAND --help` says more, `gambeson run RECIPE --help` shows every field of a recipe. RUN is a folder, a
+name, or the beginning of a name. --runs DIR says where runs live (default ./runs or $GAMBESON_RUNS).
 Exit codes: 0 done, 2 a mistake in what was asked, 3 the machine could not (disk, permission, damaged file)."""
 
-RUN_OPTIONS = """options of the run, besides the recipe's fields below:
-  --runs DIR       where runs and stages live (default ./runs or $GAMBESON_RUNS)
-  --workers N      processes of one thread each (default: the cores of this machine)
+RUN_OPTIONS = f"""options of the run, besides the recipe's fields below:
+{MACHINE_OPTIONS}  --preset NAME    sampler, noise levels, guidance and encoder at once (gambeson generate --help)
   --print-recipe   print the recipe file with the overrides applied, and do nothing
 """
-
-
-def take_option(argv: list[str], name: str) -> str | None:
-    """Removes `--name VALUE` or `--name=VALUE` from argv; the value, or None if it is not there."""
-    for i, word in enumerate(argv):
-        if word == name:
-            from gambeson.errors import UserError
-
-            if i + 1 == len(argv):
-                raise UserError(f"{name}: expected a value after it, got nothing")
-            value = argv[i + 1]
-            del argv[i : i + 2]
-            return value
-        if word.startswith(name + "="):
-            return argv.pop(i).partition("=")[2]
-    return None
-
-
-def _take_runs(argv: list[str]) -> Path:
-    return Path(take_option(argv, "--runs") or os.environ.get("GAMBESON_RUNS") or "runs")
-
-
-def _take_workers(argv: list[str]) -> int:
-    from gambeson.errors import UserError
-    from gambeson.run import cores
-
-    word = take_option(argv, "--workers")
-    if word is None:
-        return cores()
-    if not word.isdigit() or int(word) < 1:
-        raise UserError(f"--workers: expected a whole number above 0, got {word!r}")
-    return int(word)
 
 
 def _one_word(argv: list[str], what: str) -> str:
@@ -70,9 +50,10 @@ def _one_word(argv: list[str], what: str) -> str:
 def command_run(argv: list[str]) -> None:
     """gambeson run RECIPE [OPTIONS]"""
     from gambeson import files, overrides
+    from gambeson.commands import load_recipe
     from gambeson.errors import UserError
-    from gambeson.recipe import Recipe, class_table
-    from gambeson.recipes import RECIPES, named
+    from gambeson.recipes import RECIPES
+    from gambeson.recipes.presets import preset
 
     words = list(argv)
     if not argv or argv[0] in ("--help", "-h"):
@@ -82,20 +63,22 @@ def command_run(argv: list[str]) -> None:
     word = argv.pop(0)
     if word.startswith("-"):
         raise UserError(f"expected the recipe first, got {word}; for example: gambeson run digits {word} ...")
-    is_file = word.endswith((".yaml", ".yml")) or os.sep in word
-    default = files.load(Path(word), Recipe, class_table()) if is_file else named(word)
+    default = load_recipe(word)
     if "--help" in argv or "-h" in argv:
         print(RUN_OPTIONS)
-    runs, workers = _take_runs(argv), _take_workers(argv)
+    runs, machine, chosen = take_runs(argv), take_machine(argv), take(argv, "--preset")
+    default = default if chosen is None else preset(chosen).into(default)
     only_print = "--print-recipe" in argv
     recipe = overrides.parse(default, [w for w in argv if w != "--print-recipe"], prog=f"gambeson run {word}")
     if only_print:
         print(files.dump(recipe))
         return
-    _run(recipe, runs, workers, "gambeson run " + " ".join(words))
+    _run(recipe, runs, machine, "gambeson run " + " ".join(words))
 
 
-def _run(recipe: object, runs: Path, workers: int, command: str) -> None:
+def _run(recipe: Recipe, runs: Path, machine: Machine, command: str) -> None:
+    from dataclasses import replace
+
     from rich.console import Console
 
     from gambeson.run import execute
@@ -103,7 +86,7 @@ def _run(recipe: object, runs: Path, workers: int, command: str) -> None:
 
     console = Console()
     with ProgressScreen(console) as screen:
-        run = execute(recipe, runs, workers, screen, command)  # type: ignore[arg-type]
+        run = execute(recipe, runs, machine.workers, screen, command, replace(machine, workers=1))
     _finish(run.folder, console)
 
 
@@ -123,7 +106,7 @@ def command_runs(argv: list[str]) -> None:
     """gambeson runs"""
     from gambeson.errors import UserError
 
-    root = _take_runs(argv)
+    root = take_runs(argv)
     if argv:
         raise UserError(f"runs: expected no further words, got {' '.join(argv)}")
     folders = sorted(p.parent for p in root.glob("*/recipe.yaml"))
@@ -155,7 +138,7 @@ def command_show(argv: list[str]) -> None:
     from gambeson.report.gather import gather
     from gambeson.run import find_run, open_run
 
-    root = _take_runs(argv)
+    root = take_runs(argv)
     folder = find_run(_one_word(argv, "the run"), root)
     material = gather(open_run(folder))
     console = Console()
@@ -171,9 +154,14 @@ def command_report(argv: list[str]) -> None:
     from gambeson.report.gather import gather
     from gambeson.run import find_run, open_run
 
-    root = _take_runs(argv)
+    root = take_runs(argv)
     folder = find_run(_one_word(argv, "the run"), root)
     print(page.write(gather(open_run(folder)), folder / "report.html").resolve())
+
+
+def _elsewhere(module: str, function: str) -> Callable[[list[str]], None]:
+    """A command of another module, imported when it is called."""
+    return lambda argv: getattr(import_module(module), function)(argv)
 
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
@@ -181,7 +169,13 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "runs": command_runs,
     "show": command_show,
     "report": command_report,
+    "train-diffusion": _elsewhere("gambeson.commands", "train_diffusion"),
+    "train-encoder": _elsewhere("gambeson.commands", "train_encoder"),
+    "generate": _elsewhere("gambeson.commands", "generate_images"),
+    "sample-grid": _elsewhere("gambeson.commands", "sample_grid"),
+    "figures": _elsewhere("gambeson.theory.command", "figures"),
 }
+WITHOUT_OWN_HELP = ("runs", "show", "report")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -200,10 +194,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if words[0] not in COMMANDS:
             raise unknown("command", words[0], COMMANDS)
-        if words[0] != "run" and {"--help", "-h"} & set(words[1:]):
+        if words[0] in WITHOUT_OWN_HELP and {"--help", "-h"} & set(words[1:]):
             print(USAGE)
         else:
             COMMANDS[words[0]](words[1:])
+    except BrokenPipeError:  # whoever read our output has seen enough: `gambeson runs | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except KeyboardInterrupt:
         print("stopped; the same command again goes on from here", file=sys.stderr)
         return 130

@@ -5,21 +5,17 @@ A job may wait for a stage that another job is making (store.Store.once holds a 
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
-import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from queue import Empty
 from typing import Any, Protocol, runtime_checkable
 
-from gambeson.errors import EnvironmentFault
-from gambeson.store import Store
+from gambeson.processes import CONTEXT, pool
+from gambeson.store import Machine, Store
 
 
 @dataclass(frozen=True)
@@ -48,39 +44,32 @@ class Screen(Protocol):
     def show(self, news: News) -> None: ...
 
 
-def run_jobs(jobs: Sequence[Job], root: Path, workers: int, screen: Screen) -> list[Any]:
+def run_jobs(jobs: Sequence[Job], root: Path, workers: int, screen: Screen, machine: Machine = Machine()) -> list[Any]:
     """The jobs' results in order. The first failure stops the rest and is raised as it was."""
     if workers == 1:
-        return _in_this_process(jobs, root, screen)
-    context = multiprocessing.get_context("spawn")
-    queue = context.Queue()
-    pool = ProcessPoolExecutor(min(workers, len(jobs)), context, _start_worker, (os.getpid(), queue))
-    try:
-        futures = [pool.submit(_work, job, root) for job in jobs]
+        return _in_this_process(jobs, root, screen, machine)
+    queue = CONTEXT.Queue()
+    with pool(min(workers, len(jobs)), _take_queue, queue) as executor:
+        futures = [executor.submit(_work, job, root, machine) for job in jobs]
         return _collect(futures, queue, screen)
-    except BrokenProcessPool as error:
-        raise EnvironmentFault(
-            "a worker process was ended from outside, most often because memory ran out. Start the same command again "
-            f"with fewer --workers (now {workers}): finished stages and saved states are kept"
-        ) from error
-    finally:
-        for process in list((pool._processes or {}).values()):
-            process.terminate()
-        pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _in_this_process(jobs: Sequence[Job], root: Path, screen: Screen) -> list[Any]:
+def _in_this_process(jobs: Sequence[Job], root: Path, screen: Screen, machine: Machine) -> list[Any]:
     import torch
 
     threads, results = torch.get_num_threads(), []
     torch.set_num_threads(1)
     try:
         for job in jobs:
-            store = Store(root, lambda stage, done, total, name=job.name: screen.show(News(name, stage, done, total)))
-            results.append(job.work(*job.arguments, store.once))
+            report = partial(_tell, screen, job.name)
+            results.append(job.work(*job.arguments, Store(root, report, machine).once))
     finally:
         torch.set_num_threads(threads)
     return results
+
+
+def _tell(screen: Screen, job: str, stage: str, done: int, total: int) -> None:
+    screen.show(News(job, stage, done, total))
 
 
 def _collect(futures: list[Future[Any]], queue: Any, screen: Screen) -> list[Any]:
@@ -104,24 +93,12 @@ def _drain(queue: Any, screen: Screen) -> None:
 _queue: Any = None
 
 
-def _start_worker(parent: int, queue: Any) -> None:
+def _take_queue(queue: Any) -> None:
     global _queue
     _queue = queue
-    import torch
-
-    torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its workers
-    threading.Thread(target=_watch, args=(parent,), daemon=True).start()
 
 
-def _watch(parent: int) -> None:
-    """Ends this process when its parent is gone (SIGKILL leaves no other sign)."""
-    while os.getppid() == parent:
-        time.sleep(0.3)
-    os._exit(1)
-
-
-def _work(job: Job, root: Path) -> Any:
+def _work(job: Job, root: Path, machine: Machine) -> Any:
     last = [0.0]
 
     def report(stage: str, done: int, total: int) -> None:
@@ -129,4 +106,4 @@ def _work(job: Job, root: Path) -> Any:
             last[0] = time.monotonic()
             _queue.put(News(job.name, stage, done, total))
 
-    return job.work(*job.arguments, Store(root, report).once)
+    return job.work(*job.arguments, Store(root, report, machine).once)

@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from gambeson.recipe import Arm, Recipe
+from gambeson.recipe import Arm, Encoder, Recipe
 from gambeson.robustness.evaluate import evaluate
+from gambeson.sampling.embedding import FittedEmbedding
+from gambeson.sampling.guidance import Contrastive
 from gambeson.store import Artifact
 from gambeson.synthesis.gaussian import gaussian_control
-from gambeson.synthesis.generate import generate
+from gambeson.synthesis.generate import fit_embedding, generate
 from gambeson.synthesis.label import label
 from gambeson.synthesis.select import select
 from gambeson.training.classifier import train_classifier
 from gambeson.training.diffusion import train_denoiser
+from gambeson.training.foreign import ForeignDenoiser, import_denoiser
+from gambeson.training.noise_conditioned import train_noise_conditioned
 
 Once = Callable[..., Artifact]
 """(stage, its part of the recipe, *inputs, seed) -> the finished stage; made, resumed or found (store.Store.once)."""
@@ -39,8 +43,7 @@ def tell(recipe: Recipe, arm: Arm, seed: int, once: Once) -> Chapter:
         if arm is Arm.GAUSSIAN:
             told["synthetic"] = once(gaussian_control, recipe.control, real, seed=seed)
         else:
-            told["denoiser"] = once(train_denoiser, recipe.denoiser, real, seed=seed)
-            told |= _diffused(recipe, arm, seed, once, told)
+            told |= diffuse(recipe, arm, seed, once)
         told["labelled"] = once(label, recipe.labeling, told["synthetic"], told["teacher"])
         chosen = told["chosen"] = once(select, recipe.selection, told["synthetic"], told["labelled"])
     told["student"] = once(train_classifier, recipe.student, real, chosen, seed=seed)
@@ -48,18 +51,37 @@ def tell(recipe: Recipe, arm: Arm, seed: int, once: Once) -> Chapter:
     return Chapter(arm, seed, told)
 
 
-def _diffused(recipe: Recipe, arm: Arm, seed: int, once: Once, told: dict[str, Artifact]) -> dict[str, Artifact]:
-    """Plain or guided images from the denoiser, the same noise for both."""
-    real = recipe.data.load()
-    if arm is Arm.PLAIN:
-        plain = replace(recipe.generation, guidance=None)
-        return {"synthetic": once(generate, plain, real, told["denoiser"], None, seed=seed)}
-    robust = recipe.encoder == "robust"
-    encoder = once(train_classifier, recipe.student, real, None, seed=seed) if robust else told["teacher"]
-    synthetic = once(generate, recipe.generation, real, told["denoiser"], encoder, seed=seed)
-    return {"encoder": encoder, "synthetic": synthetic}
+def diffuse(recipe: Recipe, arm: Arm, seed: int, once: Once) -> dict[str, Artifact]:
+    """Plain or guided images from the denoiser, the same noise for both; with what they were made of."""
+    networks = prepare_networks(recipe, arm, seed, once)
+    spec = recipe.generation if arm is Arm.GUIDED else replace(recipe.generation, guidance=None)
+    real, inputs = recipe.data.load(), [networks.get(role) for role in ("denoiser", "encoder", "embedding")]
+    return networks | {"synthetic": once(generate, spec, real, *inputs, seed=seed)}
 
 
-def prepare_denoiser(recipe: Recipe, seed: int, once: Once) -> None:
-    """The longest stage that arms share, started beside the arms that do not need it."""
-    once(train_denoiser, recipe.denoiser, recipe.data.load(), seed=seed)
+def prepare_networks(recipe: Recipe, arm: Arm, seed: int, once: Once) -> dict[str, Artifact]:
+    """The denoiser; for guidance its encoder too, and the embedding fitted for it."""
+    recipe = recipe.with_threat_everywhere()
+    networks = {"denoiser": prepare_denoiser(recipe, seed, once)}
+    guidance = recipe.generation.guidance
+    if arm is Arm.GUIDED and guidance is not None:
+        networks["encoder"] = prepare_encoder(recipe, recipe.encoder, seed, once)
+        if isinstance(guidance, Contrastive) and isinstance(guidance.embedding, FittedEmbedding):
+            real, inputs = recipe.data.load(), (networks["denoiser"], networks["encoder"])
+            networks["embedding"] = once(fit_embedding, recipe.generation.warm_up, real, *inputs, seed=seed)
+    return networks
+
+
+def prepare_denoiser(recipe: Recipe, seed: int, once: Once) -> Artifact:
+    """The diffusion model, trained here or read from elsewhere: the longest stage that arms share."""
+    if isinstance(recipe.denoiser, ForeignDenoiser):
+        return once(import_denoiser, recipe.denoiser.reading, recipe.denoiser.source)
+    return once(train_denoiser, recipe.denoiser, recipe.data.load(), seed=seed)
+
+
+def prepare_encoder(recipe: Recipe, kind: Encoder, seed: int, once: Once) -> Artifact:
+    """The classifier whose features steer guidance: robust (the real-only student), standard, or noise-conditioned."""
+    recipe, real = recipe.with_threat_everywhere(), recipe.data.load()
+    if kind == "noise-conditioned":
+        return once(train_noise_conditioned, recipe.noisy_encoder, real, seed=seed)
+    return once(train_classifier, recipe.student if kind == "robust" else recipe.teacher, real, None, seed=seed)

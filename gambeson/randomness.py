@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Generator, Tensor
@@ -26,6 +28,20 @@ def derive(seed: int, *names: int | str) -> int:
 def generator(seed: int, *names: int | str, device: str | torch.device = "cpu") -> Generator:
     """A fresh generator for the named purpose."""
     return torch.Generator(device=device).manual_seed(derive(seed, *names))
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Within the block the CPU's global generator starts from `seed`, for layers that draw their weights from it.
+
+    Afterwards it stands where it was; no other device's is touched.
+    """
+    state = torch.default_generator.get_state()
+    torch.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        torch.default_generator.set_state(state)
 
 
 def or_fresh(given: Generator | None, device: str | torch.device = "cpu") -> Generator:

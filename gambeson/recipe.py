@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from enum import Enum
 from typing import Any, Literal, TypeVar
 
@@ -12,15 +12,20 @@ from gambeson import canonical
 from gambeson.data.datasets import Digits
 from gambeson.errors import UserError, require
 from gambeson.robustness.evaluate import Evaluation
+from gambeson.sampling.guidance import Contrastive, NoiseConditionedFeatures, TowardsClass
+from gambeson.sampling.pairs import OtherClasses
 from gambeson.synthesis.gaussian import GaussianControl
-from gambeson.synthesis.generate import Generation
-from gambeson.synthesis.label import Labeling
+from gambeson.synthesis.generation import Generation
+from gambeson.synthesis.label import ByCondition, Labeling
 from gambeson.synthesis.select import Selection
 from gambeson.threat import ThreatModel
 from gambeson.training.classifier import ClassifierTraining
 from gambeson.training.diffusion import DenoiserTraining
+from gambeson.training.foreign import ForeignDenoiser
+from gambeson.training.noise_conditioned import NoisyEncoderTraining
 
 T = TypeVar("T")
+Encoder = Literal["robust", "standard", "noise-conditioned"]
 
 
 class Arm(Enum):
@@ -52,9 +57,12 @@ class Recipe:
     arms: tuple[Arm, ...] = tuple(Arm)  # what is compared
     seed: int = 0  # first seed of networks, sampling and training; the split of the data has its own
     seeds: int = 1  # how many seeds, counted up from the first
-    denoiser: DenoiserTraining = DenoiserTraining()  # the diffusion model
+    denoiser: DenoiserTraining | ForeignDenoiser = DenoiserTraining()  # the diffusion model, trained here or elsewhere
     teacher: ClassifierTraining = ClassifierTraining()  # standard classifier, for labels and selection
-    encoder: Literal["robust", "standard"] = "robust"  # features that steer guidance: real-only student's or teacher's
+    encoder: Encoder = "robust"  # features that steer guidance: the real-only student's, the teacher's, noisy_encoder's
+    noisy_encoder: NoisyEncoderTraining = field(
+        default=NoisyEncoderTraining(), metadata={"neutral": NoisyEncoderTraining()}
+    )  # the encoder of noisy images, where encoder is noise-conditioned
     generation: Generation = Generation()  # synthetic images of the arms plain and guided
     control: GaussianControl = GaussianControl()  # synthetic images of the arm gaussian
     labeling: Labeling = Labeling()  # who labels synthetic images
@@ -70,6 +78,36 @@ class Recipe:
                 f"recipe: expected at least 1 seed and one or more different arms, got seeds={self.seeds}, "
                 f"arms={[a.value for a in self.arms]}"
             )
+        self._check_guidance()
+
+    def _check_guidance(self) -> None:
+        """Raises UserError for parts that cannot work together."""
+        guidance = self.generation.guidance
+        noisy = isinstance(guidance, Contrastive) and isinstance(guidance.features, NoiseConditionedFeatures)
+        if guidance is not None and noisy != (self.encoder == "noise-conditioned"):
+            raise UserError(
+                "encoder: expected 'noise-conditioned' together with generation.guidance.features "
+                f"NoiseConditionedFeatures, and neither without the other; got {self.encoder!r} with "
+                f"{type(getattr(guidance, 'features', guidance)).__name__}"
+            )
+        if not isinstance(self.denoiser, DenoiserTraining):
+            return  # what weights from elsewhere can do is seen when they are read
+        if self.generation.classifier_free is not None and not self.denoiser.label_dropout:
+            raise UserError(
+                "generation.classifier_free: expected denoiser.label_dropout above 0 (0.1 is usual), so that the "
+                "denoiser also learns the null class; got 0"
+            )
+        if not self.denoiser.conditional:
+            self._check_unconditional(guidance)
+
+    def _check_unconditional(self, guidance: Contrastive | TowardsClass | None) -> None:
+        by_class = isinstance(guidance, TowardsClass) or isinstance(getattr(guidance, "pairs", None), OtherClasses)
+        if by_class or (isinstance(self.labeling.by, ByCondition) and {Arm.PLAIN, Arm.GUIDED} & set(self.arms)):
+            raise UserError(
+                "denoiser.conditional false: expected guidance without classes (not TowardsClass, not OtherClasses) "
+                f"and labeling.by ByTeacher, which labels the images afterwards; got {type(guidance).__name__} and "
+                f"{type(self.labeling.by).__name__}"
+            )
 
     @property
     def digest(self) -> str:
@@ -83,12 +121,12 @@ class Recipe:
 
 def _fill_threat(component: T, threat: ThreatModel) -> T:
     changes: dict[str, Any] = {}
-    for field in fields(component):  # type: ignore[arg-type]
-        value = getattr(component, field.name)
-        if field.name == "threat" and value is None:
+    for each in fields(component):  # type: ignore[arg-type]
+        value = getattr(component, each.name)
+        if each.name == "threat" and value is None:
             changes["threat"] = threat
         elif is_dataclass(value):
-            changes[field.name] = _fill_threat(value, threat)
+            changes[each.name] = _fill_threat(value, threat)
     return replace(component, **changes)  # type: ignore[type-var]
 
 

@@ -24,7 +24,7 @@ from gambeson.engine import Job, Screen, run_jobs
 from gambeson.errors import UserError, unknown
 from gambeson.pipeline import Chapter, prepare_denoiser, tell
 from gambeson.recipe import Arm, Recipe, class_table
-from gambeson.store import Artifact, atomic, open_folder, read_json, sweep, versions, write_json
+from gambeson.store import Artifact, Machine, atomic, open_folder, read_json, sweep, versions, write_json
 
 FORMAT = 1
 
@@ -55,11 +55,6 @@ class Run:
         return _all_rows(self.chapters)
 
 
-def cores() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def folder_of(recipe: Recipe, root: Path) -> Path:
     """Where a run of this recipe lives."""
     return root / f"{recipe.name}-{recipe.digest[:10]}"
@@ -75,12 +70,14 @@ def jobs_of(recipe: Recipe) -> list[Job]:
     return jobs
 
 
-def execute(recipe: Recipe, root: Path, workers: int, screen: Screen, command: str) -> Run:
+def execute(
+    recipe: Recipe, root: Path, workers: int, screen: Screen, command: str, machine: Machine = Machine()
+) -> Run:
     """Makes or finishes the run of a recipe below `root`; what is finished is not redone."""
     root = root.resolve()
     folder = folder_of(recipe, root)
     started = _claim(folder, recipe)
-    results = run_jobs(jobs_of(recipe), root, workers, screen)
+    results = run_jobs(jobs_of(recipe), root, workers, screen, machine)
     chapters = [r for r in results if isinstance(r, Chapter)]
     facts = {
         "format": FORMAT,

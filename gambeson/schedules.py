@@ -61,23 +61,25 @@ def cosine_alpha_bar(steps: int = 1000) -> AlphaBar:
 
 
 def ddim_timesteps(
-    n: int, kind: Literal["uniform", "quad"] = "uniform", steps: int = 1000, drop_repeats: bool = True
+    n: int, kind: Literal["uniform", "quad", "even"] = "uniform", steps: int = 1000, drop_repeats: bool = True
 ) -> Timesteps:
-    """Ascending sub-sequence of 0..steps-1 as in DDIM (Song et al. 2021, D.2) and in CDP's code.
+    """Ascending sub-sequence of 0..steps-1 as in DDIM (Song et al. 2021, D.2), in CDP's code and in minimal-diffusion.
 
     uniform: every (steps // n)-th index from 0, which is more than n of them where n does not divide steps.
     quad: squares of n evenly spaced points of [0, sqrt(.8 steps)], cut to integers. 0 and small indices repeat when n
     is large (8 zeros at n = 200); each repeat is a wasted network call, so they are dropped unless asked for.
+    even: n evenly spaced points from 0 to the last index, both included, cut to integers (minimal-diffusion).
     Raises ValueError unless 1 <= n <= steps and `kind` is known.
     """
     if not 1 <= n <= steps:
         raise ValueError(f"ddim_timesteps: expected 1 <= n <= steps, got n={n}, steps={steps}")
-    if kind not in ("uniform", "quad"):
-        raise ValueError(f"ddim_timesteps, kind: expected 'uniform' or 'quad', got {kind!r}")
+    if kind not in ("uniform", "quad", "even"):
+        raise ValueError(f"ddim_timesteps, kind: expected 'uniform', 'quad' or 'even', got {kind!r}")
     if kind == "uniform":
         return torch.arange(0, steps, steps // n)
-    quad = torch.from_numpy((np.linspace(0, math.sqrt(0.8 * steps), n) ** 2).astype(np.int64))
-    return quad.unique() if drop_repeats else quad
+    points = np.linspace(0, steps - 1, n) if kind == "even" else np.linspace(0, math.sqrt(0.8 * steps), n) ** 2
+    chosen = torch.from_numpy(points.astype(np.int64))
+    return chosen.unique() if drop_repeats else chosen
 
 
 def sigma_from_alpha_bar(alpha_bar: Float64[Tensor, "*shape"]) -> Float64[Tensor, "*shape"]:
@@ -97,15 +99,16 @@ def alpha_bar_from_sigma(sigma: Float64[Tensor, "*shape"]) -> Float64[Tensor, "*
     return 1 / (1 + sigma**2)
 
 
-def ddim_sigmas(alpha_bar: AlphaBar, timesteps: Timesteps) -> Sigmas:
+def ddim_sigmas(alpha_bar: AlphaBar, timesteps: Timesteps, repeats: bool = False) -> Sigmas:
     """[S + 1] float64 descending sigmas at ascending `timesteps` of a table, then 0 (DDIM's t = -1, abar 1).
 
-    Raises ValueError where timesteps are empty, repeated, not ascending, or outside the table.
+    Raises ValueError where timesteps are empty, not ascending, outside the table, or, unless `repeats`, repeated.
     """
     inside = len(timesteps) > 0 and int(timesteps[0]) >= 0 and int(timesteps[-1]) < len(alpha_bar)
-    if not (inside and (timesteps.diff() > 0).all()):
+    steps = timesteps.diff()
+    if not (inside and (steps >= 0 if repeats else steps > 0).all()):
         raise ValueError(
-            f"ddim_sigmas: expected strictly ascending timesteps in 0..{len(alpha_bar) - 1}, "
+            f"ddim_sigmas: expected {'' if repeats else 'strictly '}ascending timesteps in 0..{len(alpha_bar) - 1}, "
             f"got {timesteps.tolist()[:8]}...; ddim_timesteps(..., drop_repeats=True) gives such"
         )
     return torch.cat([sigma_from_alpha_bar(alpha_bar[timesteps]).flip(0), torch.zeros(1, dtype=torch.float64)])

@@ -83,7 +83,8 @@ def atomic(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise EnvironmentFault(
             f"{path}: expected to write this file, got: {error.strerror or error}. Nothing half-written was kept; free "
-            "some space or choose another folder with --runs DIR, then start the same command again: it resumes"
+            "some space or choose another folder (--runs DIR, --out PATH), then start the same command again, which "
+            "resumes"
         ) from error
     finally:
         with contextlib.suppress(OSError):
@@ -96,7 +97,8 @@ def open_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise EnvironmentFault(
-            f"{folder}: expected a folder I may write to, got: {error.strerror}. Choose another with --runs DIR"
+            f"{folder}: expected a folder I may write to, got: {error.strerror}. Choose another with --runs DIR "
+            "(or --out PATH)"
         ) from error
 
 
@@ -118,8 +120,10 @@ class Machine:
 
     device: str = "cpu"  # torch's name of the device: cpu, cuda, cuda:1, mps
     micro_batch: int | None = None  # images of a block that are in the networks at once; none: the whole block
+    workers: int = 1  # processes of one thread that a stage may use for its blocks; their number changes no bit
 
     def __post_init__(self) -> None:
+        require(self.workers >= 1, "workers", "at least 1", self.workers)
         require(self.micro_batch is None or self.micro_batch >= 1, "micro-batch", "at least 1", self.micro_batch)
         if self.device != "cpu":
             self._probe()

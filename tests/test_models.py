@@ -1,26 +1,41 @@
-"""Denoiser, U-Net, small ResNet and their files."""
+"""Denoisers (EDM, VP, classifier-free), U-Net, small ResNet and their files."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Generator, Tensor, nn
 
 from gambeson.errors import UserError
-from gambeson.models.denoiser import EDM, NetworkDenoiser, denoiser_header, load_denoiser
+from gambeson.models.denoiser import EDM, VP, ClassifierFree, NetworkDenoiser, denoiser_header, load_denoiser
 from gambeson.models.files import load_weights, save_tensors
+from gambeson.models.oracle import GaussianMixture
 from gambeson.models.resnet import ResNetSpec, classifier_header, load_classifier
-from gambeson.models.unet import UNetSpec
+from gambeson.models.unet import Attention, UNet, UNetSpec
 
 LABELS = torch.tensor([0, 1, 2, 0])
+SPEC = UNetSpec(width=8)
 
 
-def small_denoiser(seed: int = 0) -> NetworkDenoiser:
-    network = UNetSpec(width=8).build(1, 3, seed)
-    g = torch.Generator().manual_seed(seed)
+def wrap(network: nn.Module, preconditioning: EDM | VP, classes: int = 3, only: bool = True) -> NetworkDenoiser:
+    """A denoiser of 1x8x8 images."""
+    return NetworkDenoiser(
+        network, preconditioning, spec=SPEC, classes=classes, shape=(1, 8, 8), conditional_only=only
+    ).eval()
+
+
+def small_denoiser(preconditioning: EDM | VP = EDM(), classes: int = 3, only: bool = True) -> NetworkDenoiser:
+    """Every weight away from 0."""
+    network, g = SPEC.build(1, classes), torch.Generator().manual_seed(0)
     with torch.no_grad():
         for p in network.parameters():
             p.copy_(0.1 * torch.randn(p.shape, generator=g))
-    return NetworkDenoiser(network, EDM(sigma_data=0.5)).eval()
+    return wrap(network, preconditioning, classes, only)
+
+
+def noise(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(shape, generator=Generator().manual_seed(seed), dtype=dtype)
 
 
 def test_edm_preconditioning_by_hand() -> None:
@@ -47,7 +62,7 @@ def test_training_noise_is_log_normal() -> None:
 
 def test_a_fresh_network_denoises_to_the_best_linear_guess() -> None:
     """The last layer starts at zero: D(x) = c_skip x, so the loss at any sigma is that of shrinkage."""
-    denoiser = NetworkDenoiser(UNetSpec(width=8).build(1, 3), EDM())
+    denoiser = wrap(SPEC.build(1, 3), EDM())
     x = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     assert torch.allclose(denoiser(x, 2.0, LABELS), x * 0.25 / 4.25, atol=1e-6)
 
@@ -73,15 +88,237 @@ def test_labels_and_noise_level_matter_and_wrong_labels_are_refused() -> None:
         denoiser(x, 1.0, LABELS + 1)
     with pytest.raises(ValueError, match="expected labels"):
         denoiser(x, 1.0)
+    with pytest.raises(ValueError, match="one label for each of 4"):
+        denoiser(x, 1.0, LABELS[:3])
+    with pytest.raises(ValueError, match=r"expected images \[B, 1, 8, 8\], got \[4, 1, 16, 4\]"):
+        denoiser(x.reshape(4, 1, 16, 4), 1.0, LABELS)
+    with pytest.raises(ValueError, match="0 to 2"):
+        denoiser.loss(x, LABELS + 1, Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize(("size", "multipliers", "blocks"), [(8, (1, 2), 1), (16, (1, 2, 2), 2), (32, (1, 1, 2, 2), 1)])
-def test_unets_of_every_size_keep_the_shape_and_use_every_weight(size: int, multipliers: tuple, blocks: int) -> None:
-    network = UNetSpec(width=8, multipliers=multipliers, blocks=blocks).build(3, 5)
+def test_an_unconditional_denoiser_takes_no_labels() -> None:
+    denoiser = small_denoiser(classes=0, only=False)
+    x = noise(4, 1, 8, 8)
+    assert denoiser(x, 1.0).shape == x.shape
+    assert denoiser.loss(x, None, Generator().manual_seed(0)).shape == (4,)
+    with pytest.raises(ValueError, match="unconditional"):
+        denoiser(x, 1.0, LABELS)
+    with pytest.raises(ValueError, match="conditional_only"):
+        small_denoiser(classes=0, only=True)
+
+
+ABAR = {"linear": {0: 0.9999, 400: 0.1935720097, 999: 4.035829765e-05}, "cosine": {500: 0.4922851725}}  # METHOD 5
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_vp_tables_are_the_published_ones(schedule: str) -> None:
+    table = VP(schedule=schedule).table
+    assert (table.diff() > 0).all()
+    for t, abar in ABAR[schedule].items():
+        assert (1 / (1 + table[t] ** 2)).item() == pytest.approx(abar, rel=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_times_are_whole_at_the_table_and_interpolate_in_log_sigma(schedule: str, dtype: torch.dtype) -> None:
+    vp = VP(schedule=schedule)
+    assert torch.equal(vp.times(vp.table.to(dtype)), torch.arange(1000.0, dtype=torch.float64))
+    between = (vp.table[:-1] ** 0.75 * vp.table[1:] ** 0.25).to(dtype)
+    assert torch.allclose(vp.times(between), torch.arange(999.0, dtype=torch.float64) + 0.25, atol=1e-3)
+    assert vp.times(torch.tensor([1e-9, 1e9], dtype=dtype)).tolist() == [0, 999]
+
+
+@pytest.mark.parametrize("prediction", ["eps", "v", "x0"])
+@pytest.mark.parametrize(("time", "told"), [("fraction", 0.4), ("index", 400.0)])
+def test_vp_predictions_by_hand(prediction: str, time: str, told: float) -> None:
+    """abar(400) = .1935720097: the network gets sqrt(abar) x; x0 = (x_vp - sqrt(1 - abar) e) / sqrt(abar), or
+    sqrt(abar) x_vp - sqrt(1 - abar) v, or the prediction itself."""
+    seen = {}
+
+    def network(x: Tensor, noise: Tensor, labels: Tensor | None) -> Tensor:
+        seen.update(x=x, noise=noise, labels=labels)
+        return torch.full_like(x, 0.25)
+
+    abar = 0.1935720097
+    x = torch.full((1, 1, 1, 1), 3.0, dtype=torch.float64)
+    sigma = torch.tensor([((1 - abar) / abar) ** 0.5], dtype=torch.float64)
+    out = VP(prediction=prediction, time=time).denoise(network, x, sigma, LABELS[:1])
+    x_vp, noisy = 3 * 0.4399681917, 0.8980133575  # sqrt(abar), sqrt(1 - abar)
+    expected = {"eps": (x_vp - noisy * 0.25) / 0.4399681917, "v": 0.4399681917 * x_vp - noisy * 0.25, "x0": 0.25}
+    assert seen["x"].item() == pytest.approx(x_vp, rel=1e-8)
+    assert seen["noise"].item() == pytest.approx(told, rel=1e-8)
+    assert seen["labels"] is not None
+    assert out.item() == pytest.approx(expected[prediction], rel=1e-8)
+
+
+class Perfect(nn.Module):
+    """The best network for an exact world, in VP coordinates: predicts from E[x0 | x_vp, t]."""
+
+    def __init__(self, world: GaussianMixture, vp: VP) -> None:
+        super().__init__()
+        self.world, self.vp = world, vp
+
+    def forward(self, x: Tensor, noise: Tensor, labels: Tensor | None) -> Tensor:
+        sigma = self.vp.table[(noise * (self.vp.steps if self.vp.time == "fraction" else 1)).round().long()]
+        abar = (1 / (1 + sigma**2))[:, None, None, None]
+        x0 = self.world.denoiser(x / abar.sqrt(), sigma, labels)
+        eps = (x - abar.sqrt() * x0) / (1 - abar).sqrt()
+        return {"eps": eps, "v": abar.sqrt() * eps - (1 - abar).sqrt() * x0, "x0": x0}[self.vp.prediction]
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+@pytest.mark.parametrize("prediction", ["eps", "v", "x0"])
+@pytest.mark.parametrize("time", ["fraction", "index"])
+def test_a_perfect_network_gives_the_posterior_mean(schedule: str, prediction: str, time: str) -> None:
+    """Against the exact denoiser, float64, conditional and not, at levels over the whole table."""
+    vp = VP(schedule=schedule, prediction=prediction, time=time)
+    world = GaussianMixture(
+        means=noise(3, 1, 8, 8, dtype=torch.float64),
+        std=torch.tensor([0.2, 0.5, 1.0], dtype=torch.float64),
+        weights=torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64),
+        classes=torch.tensor([0, 1, 2]),
+    )
+    denoiser = wrap(Perfect(world, vp), vp, only=False)
+    sigma = vp.table[torch.tensor([0, 10, 400, 990])]
+    x = world.means[LABELS] + sigma[:, None, None, None] * noise(4, 1, 8, 8, seed=1, dtype=torch.float64)
+    for labels in (LABELS, None):
+        assert torch.allclose(denoiser(x, sigma, labels), world.denoiser(x, sigma, labels), atol=1e-8)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+@pytest.mark.parametrize("prediction", ["eps", "v", "x0"])
+def test_vp_losses_are_the_textbooks(schedule: str, prediction: str) -> None:
+    """Ho et al. 2020, eq. 14; Salimans and Ho 2022: t uniform, the plain squared error of what is predicted."""
+    vp = VP(schedule=schedule, prediction=prediction)
+    denoiser = small_denoiser(vp).double()
+    images = noise(4, 1, 8, 8, seed=2, dtype=torch.float64)
+    found = denoiser.loss(images, LABELS, Generator().manual_seed(7))
+    g = Generator().manual_seed(7)
+    t = torch.randint(1000, (4,), generator=g)
+    n = torch.randn(images.shape, generator=g).double()
+    abar = (1 / (1 + vp.table[t] ** 2))[:, None, None, None]
+    predicted = denoiser.network(abar.sqrt() * images + (1 - abar).sqrt() * n, t.double() / 1000, LABELS)
+    wanted = {"eps": n, "v": abar.sqrt() * n - (1 - abar).sqrt() * images, "x0": images}[prediction]
+    assert torch.allclose(found, (predicted - wanted).square().mean((1, 2, 3)), rtol=1e-6)
+
+
+def test_training_times_are_uniform() -> None:
+    vp = VP(steps=10)
+    t = vp.times(vp.sigmas(20_000, Generator().manual_seed(0))).long()
+    assert t.bincount(minlength=10).tolist() == pytest.approx([2000] * 10, rel=0.1)
+
+
+@pytest.mark.parametrize("preconditioning", [EDM(), VP(schedule="cosine")])
+def test_a_state_in_float64_keeps_its_precision_around_a_float32_network(preconditioning: EDM | VP) -> None:
+    denoiser, x = small_denoiser(preconditioning), noise(4, 1, 8, 8, dtype=torch.float64)
+    sigma = 3.0
+    out = denoiser(x * sigma, sigma, LABELS)
+    assert out.dtype == torch.float64
+    assert torch.allclose(out, small_denoiser(preconditioning).double()(x * sigma, sigma, LABELS), atol=1e-5)
+    assert torch.allclose(out.float(), denoiser((x * sigma).float(), sigma, LABELS), atol=1e-5)
+
+
+def test_dropped_labels_become_the_null_class_and_leave_the_noise_alone() -> None:
+    denoiser = small_denoiser(only=False)
+    images, labels = torch.zeros(3000, 1, 8, 8), torch.arange(3000) % 3
+    kept = denoiser.noised(images, labels, Generator().manual_seed(0))
+    dropped = denoiser.noised(images, labels, Generator().manual_seed(0), label_dropout=0.2)
+    assert torch.equal(kept.noisy, dropped.noisy)
+    assert torch.equal(kept.labels, labels)
+    null = dropped.labels == 3
+    assert null.float().mean().item() == pytest.approx(0.2, abs=0.03)
+    assert torch.equal(dropped.labels[~null], labels[~null])
+    x = noise(4, 1, 8, 8)
+    by_index = denoiser.network(x, torch.zeros(4), torch.full((4,), 3))
+    assert torch.equal(by_index, denoiser.network(x, torch.zeros(4), None))
+
+
+def test_classifier_free_guidance_by_hand() -> None:
+    """Unconditional 2, conditional 5: scale 0 -> 2, 1 -> 5, 2 -> 8; at scale 1 the network is asked once."""
+    calls = []
+
+    def denoiser(x: Tensor, sigma: float | Tensor, labels: Tensor | None = None) -> Tensor:
+        calls.append(labels)
+        return torch.full_like(x, 2.0 if labels is None else 5.0)
+
+    x = torch.zeros(4, 1, 2, 2)
+    for scale, expected in ((0.0, 2.0), (1.0, 5.0), (2.0, 8.0), (1.5, 6.5)):
+        assert ClassifierFree(denoiser, scale)(x, 1.0, LABELS).unique().tolist() == [expected]
+    assert len(calls) == 7
+    with pytest.raises(ValueError, match="labels to guide towards"):
+        ClassifierFree(denoiser, 2.0)(x, 1.0)
+    with pytest.raises(ValueError, match="without label dropout"):
+        ClassifierFree(small_denoiser(only=True), 2.0)(noise(4, 1, 8, 8), 1.0, LABELS)
+    real = small_denoiser(only=False)
+    assert torch.equal(ClassifierFree(real, 1.0)(noise(4, 1, 8, 8), 1.0, LABELS), real(noise(4, 1, 8, 8), 1.0, LABELS))
+
+
+@pytest.mark.parametrize(("make", "size"), [(UNetSpec.cifar10, 35_669_523), (UNetSpec.cifar10_large, 56_219_523)])
+def test_the_cifar10_sizes_are_those_of_ddim_and_ddpmpp(make: Callable[[], UNetSpec], size: int) -> None:
+    """DDIM's U-Net has 35,746,307 parameters, EDM's DDPM++ 55.7M."""
+    with torch.device("meta"):
+        network = UNet(make(), 3, 10)
+        assert network(torch.empty(2, 3, 32, 32), torch.empty(2), torch.zeros(2, dtype=torch.long)).shape[1:] == (
+            3,
+            32,
+            32,
+        )
+    assert sum(p.numel() for p in network.parameters()) == size
+    make().check((3, 32, 32))
+
+
+def test_attention_stands_at_the_lowest_resolutions_only() -> None:
+    found = {}
+    for attention in range(4):
+        network = UNetSpec(width=8, multipliers=(1, 1, 2), attention=attention).build(1, 3)
+        found[attention] = [isinstance(block.attention, Attention) for block in [*network.down, *network.up]]
+    assert found[0] == [False] * 6
+    assert found[1] == [False, False, True, True, False, False]
+    assert found[2] == [False, True, True, True, True, False]
+    assert found[3] == [True] * 6
+
+
+def test_channels_last_changes_nothing_but_the_rounding() -> None:
+    network, x = small_denoiser().network, noise(4, 1, 8, 8)
+    wide, y = UNetSpec(width=16, multipliers=(1, 2, 2), attention=2).build(3, 5), noise(2, 3, 16, 16)
+    with torch.no_grad():
+        for p in wide.parameters():
+            p.add_(0.05)
+        for net, images in ((network, x), (wide, y)):
+            usual = net(images, torch.zeros(len(images)), LABELS[: len(images)])
+            net.to(memory_format=torch.channels_last)
+            other = net(
+                images.contiguous(memory_format=torch.channels_last), torch.zeros(len(images)), LABELS[: len(images)]
+            )
+            assert torch.allclose(usual, other, rtol=1e-4, atol=1e-4 * usual.abs().max().item())
+
+
+def test_dropout_acts_in_training_only_and_has_no_weights() -> None:
+    plain, dropping = (UNetSpec(width=8, dropout=p).build(1, 3) for p in (0.0, 0.5))
+    assert plain.state_dict().keys() == dropping.state_dict().keys()
+    dropping.load_state_dict(plain.state_dict())
+    x = noise(4, 1, 8, 8)
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        for net in (plain, dropping):
+            for p in net.parameters():
+                p.add_(0.1)
+        expected = plain(x, torch.zeros(4), LABELS)
+        assert torch.equal(expected, dropping.eval()(x, torch.zeros(4), LABELS))
+        assert not torch.equal(expected, dropping.train()(x, torch.zeros(4), LABELS))
+
+
+@pytest.mark.parametrize(
+    ("size", "multipliers", "blocks", "classes"),
+    [(8, (1, 2), 1, 5), (16, (1, 2, 2), 2, 5), (16, (1, 2, 2), 2, 0), (32, (1, 1, 2, 2), 1, 5), (64, (1,) * 4, 1, 0)],
+)
+def test_unets_of_every_size_keep_the_shape_and_use_every_weight(
+    size: int, multipliers: tuple, blocks: int, classes: int
+) -> None:
+    network = UNetSpec(width=8, multipliers=multipliers, blocks=blocks, attention=blocks).build(3, classes)
     with torch.no_grad():
         for p in network.parameters():
             p.add_(0.05)
-    out = network(torch.randn(2, 3, size, size), torch.zeros(2), torch.tensor([1, 5]))
+    out = network(noise(2, 3, size, size), torch.zeros(2), torch.tensor([1, 5]) if classes else None)
     assert out.shape == (2, 3, size, size)
     out.square().sum().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in network.parameters())
@@ -98,10 +335,37 @@ def test_building_leaves_the_global_generator_alone_and_follows_the_seed() -> No
     assert not torch.equal(r[0], r[2])
 
 
-def test_files_round_trip_to_the_bit(tmp_path: Path) -> None:
-    denoiser, x = small_denoiser(), torch.randn(4, 1, 8, 8)
+@pytest.mark.parametrize("preconditioning", [EDM(sigma_data=0.7), VP(prediction="v", schedule="cosine", steps=200)])
+@pytest.mark.parametrize("classes", [3, 0])
+def test_denoisers_round_trip_to_the_bit(tmp_path: Path, preconditioning: EDM | VP, classes: int) -> None:
+    denoiser, x = small_denoiser(preconditioning, classes, only=False), noise(4, 1, 8, 8)
+    labels = LABELS if classes else None
     save_tensors(tmp_path / "d.safetensors", denoiser.network.state_dict(), denoiser_header(denoiser))
-    assert torch.equal(load_denoiser(tmp_path / "d.safetensors")(x, 1.0, LABELS), denoiser(x, 1.0, LABELS))
+    loaded = load_denoiser(tmp_path / "d.safetensors")
+    assert torch.equal(loaded(x, 1.0, labels), denoiser(x, 1.0, labels))
+    assert denoiser_header(loaded) == denoiser_header(denoiser)
+    assert (loaded.spec, loaded.preconditioning, loaded.shape) == (SPEC, preconditioning, (1, 8, 8))
+    assert not loaded.training
+    assert not any(p.requires_grad for p in loaded.parameters())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"network": {"class": "NoSpec"}}, "UNetSpec.*NoSpec"),
+        ({"preconditioning": {"sigma_data": 0.5}}, "this version"),
+        ({"network": {"class": "UNetSpec", "depth": 3}}, "this version.*depth"),
+    ],
+)
+def test_headers_of_other_versions_are_refused_by_name(tmp_path: Path, change: dict, message: str) -> None:
+    denoiser = small_denoiser()
+    save_tensors(tmp_path / "d.safetensors", denoiser.network.state_dict(), {**denoiser_header(denoiser), **change})
+    with pytest.raises(UserError, match=message):
+        load_denoiser(tmp_path / "d.safetensors")
+
+
+def test_classifiers_round_trip_to_the_bit(tmp_path: Path) -> None:
+    x = noise(4, 1, 8, 8)
     model = ResNetSpec(width=4).build(1, 3).eval()
     save_tensors(tmp_path / "c.safetensors", model.state_dict(), classifier_header(model))
     loaded = load_classifier(tmp_path / "c.safetensors")
@@ -122,8 +386,17 @@ def test_a_mismatch_names_the_keys() -> None:
 
 
 @pytest.mark.parametrize(
-    "make", [lambda: UNetSpec(width=12), lambda: UNetSpec(multipliers=()), lambda: ResNetSpec(width=0)]
+    "make",
+    [
+        lambda: UNetSpec(width=12),
+        lambda: UNetSpec(multipliers=()),
+        lambda: UNetSpec(attention=3),
+        lambda: UNetSpec(dropout=1.0),
+        lambda: VP(steps=1),
+        lambda: VP(beta_end=1.5),
+        lambda: ResNetSpec(width=0),
+    ],
 )
-def test_impossible_architectures_are_refused(make) -> None:
+def test_impossible_numbers_are_refused(make) -> None:
     with pytest.raises(UserError, match="expected"):
         make()

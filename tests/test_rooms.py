@@ -10,8 +10,8 @@ import pytest
 
 HOUSE = Path(__file__).parent.parent / "gambeson"
 FLOORS = [
-    ["errors", "types"],
-    ["canonical", "randomness", "schedules", "threat"],
+    ["errors", "options", "types"],
+    ["canonical", "processes", "randomness", "schedules", "threat"],
     ["store"],
     ["files"],
     ["overrides"],
@@ -22,12 +22,14 @@ FLOORS = [
     ["training"],
     ["synthesis"],
     ["recipe"],
+    ["theory"],
     ["recipes"],
     ["pipeline"],
     ["engine"],
     ["run"],
     ["report"],
     ["screen"],
+    ["commands"],
     ["cli"],
     ["__main__"],
 ]

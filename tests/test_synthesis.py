@@ -9,21 +9,24 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from gambeson.canonical import digest
 from gambeson.data.datasets import Digits, ImageSet
 from gambeson.data.mixture import to_uint8
-from gambeson.data.synthetic import Chosen, SyntheticStore
+from gambeson.data.synthetic import Chosen, StoreWriter, SyntheticStore
 from gambeson.errors import UserError
-from gambeson.models.denoiser import NetworkDenoiser, load_denoiser
-from gambeson.models.resnet import ResNetSpec, load_classifier
+from gambeson.models.resnet import ResNetSpec
 from gambeson.models.unet import UNetSpec
-from gambeson.randomness import derive
 from gambeson.robustness.losses import Plain
-from gambeson.sampling.contrastive import ConditionalHardNegative, HardNegative, InfoNCE
+from gambeson.sampling.contrastive import HardNegative, InfoNCE, SupervisedContrastive
+from gambeson.sampling.embedding import FittedEmbedding, PerRunEmbedding
 from gambeson.sampling.guidance import Contrastive, DenoisedFeatures, NoisyFeatures, TowardsClass, Window
-from gambeson.sampling.samplers import DDIM, Heun
-from gambeson.store import Artifact, Store
+from gambeson.sampling.levels import NoiseLevels, TimestepLevels
+from gambeson.sampling.pairs import OtherClasses, RealNegatives, RealPositives
+from gambeson.sampling.samplers import DDIM, DDPM, DPMSolverPP, Euler, Heun
+from gambeson.store import Artifact, Machine, Store
 from gambeson.synthesis.gaussian import GaussianControl, fit_classes, gaussian_control
-from gambeson.synthesis.generate import Generation, NoiseLevels, generate, sample_block
+from gambeson.synthesis.generate import Maker, Sources, fit_embedding, generate
+from gambeson.synthesis.generation import Generation
 from gambeson.synthesis.label import ByCondition, ByTeacher, Labeling, label
 from gambeson.synthesis.select import Confidence, Entropy, Selection, select, top_per_class
 from gambeson.threat import ThreatModel
@@ -37,11 +40,30 @@ GUIDANCES = {
     "infonce": Contrastive(loss=InfoNCE(temperature=0.1), strength=1.0, window=WINDOW, features=NoisyFeatures()),
     "hnm": Contrastive(loss=HardNegative(), strength=10.0, window=WINDOW, features=NoisyFeatures()),
     "conditional hnm": Contrastive(
-        loss=ConditionalHardNegative(temperature=0.5), strength=1.0, window=WINDOW, features=DenoisedFeatures()
+        loss=HardNegative(temperature=0.5, tau_plus=0.0),
+        pairs=OtherClasses(),
+        strength=1.0,
+        window=WINDOW,
+        features=DenoisedFeatures(),
     ),
+    "real positives": Contrastive(loss=InfoNCE(), pairs=RealPositives(), strength=1.0, window=WINDOW),
+    "real negatives, clipped": Contrastive(
+        loss=HardNegative(), pairs=RealNegatives(count=30), strength=300.0, window=WINDOW, clip=0.1
+    ),
+    "supervised": Contrastive(loss=SupervisedContrastive(), pairs=OtherClasses(), strength=1.0, window=WINDOW),
+    "embedding": Contrastive(strength=300.0, window=WINDOW, embedding=FittedEmbedding(warmup_blocks=1)),
     "classifier": TowardsClass(strength=1.0, window=WINDOW),
 }
-SAMPLERS = {"heun": Heun(), "heun churn": Heun(churn=5.0), "ddim": DDIM(), "ancestral": DDIM(eta=1.0)}
+SAMPLERS = {
+    "heun": Heun(),
+    "heun churn": Heun(churn=5.0, guide_second=True),
+    "ddim": DDIM(),
+    "ddim eta": DDIM(eta=1.0),
+    "ddpm small": DDPM(variance="small"),
+    "ddpm large": DDPM(variance="large", clip=1.0),
+    "euler": Euler(),
+    "dpm-solver++": DPMSolverPP(),
+}
 TINY = Generation(count=25, block=10, blocks_per_shard=2, levels=NoiseLevels(steps=4), guidance=None)
 
 
@@ -64,41 +86,137 @@ def made(real: ImageSet, tmp_path_factory: pytest.TempPathFactory) -> tuple[Stor
     return store, denoiser, store.once(train_classifier, spec, real, None, seed=0)
 
 
+def maker(spec: Generation, real: ImageSet, made, root: Path, seed: int = 5, machine: Machine = Machine()) -> Maker:
+    """What samples single blocks of a generation, on networks read from their files."""
+    store, denoiser, teacher = made
+    guidance = spec.guidance
+    fitted = isinstance(guidance, Contrastive) and isinstance(guidance.embedding, FittedEmbedding)
+    embedding = store.once(fit_embedding, spec.warm_up, real, denoiser, teacher, seed=0) if fitted else None
+    sources = Sources.of(real, denoiser, teacher if guidance is not None else None, embedding)
+    writer = StoreWriter(root=root, blocks=99, blocks_per_shard=1)
+    return Maker.start(spec, sources.open(spec, machine.device, seed), writer, machine, seed)
+
+
 @pytest.mark.parametrize("guidance", GUIDANCES)
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_a_block_is_the_same_whatever_else_is_sampled(sampler: str, guidance: str, real: ImageSet, made) -> None:
+def test_a_block_is_the_same_whatever_else_is_sampled(
+    sampler: str, guidance: str, real: ImageSet, made, tmp_path: Path
+) -> None:
     """Bit-identical for every sampler x guidance, alone or after other blocks; the global generator stands still."""
-    _, denoiser, teacher = made
-    network: NetworkDenoiser = load_denoiser(denoiser.file("denoiser.safetensors"))
-    encoder = load_classifier(teacher.file("classifier.safetensors"))
     spec = replace(TINY, sampler=SAMPLERS[sampler], guidance=GUIDANCES[guidance])
     before = torch.get_rng_state()
-    alone, labels = sample_block(spec, network, encoder, real.shape, 2, seed=5)
-    sample_block(spec, network, encoder, real.shape, 0, seed=5)
-    again, _ = sample_block(spec, network, encoder, real.shape, 2, seed=5)
+    alone, labels = maker(spec, real, made, tmp_path).sample(2)
+    other = maker(spec, real, made, tmp_path)
+    first = other.sample(0)[0]
+    again, _ = other.sample(2)
     assert torch.equal(alone, again)
+    assert not torch.equal(alone, first)
     assert torch.equal(before, torch.get_rng_state())
     assert 0 <= alone.min() <= alone.max() <= 1
+    assert labels is not None
     assert labels.bincount().tolist() == [1] * 10
     if guidance != "none":
-        plain, _ = sample_block(replace(spec, guidance=None), network, None, real.shape, 2, seed=5)
+        plain, _ = maker(replace(spec, guidance=None), real, made, tmp_path).sample(2)
         assert not torch.equal(plain, alone)
 
 
-@pytest.mark.parametrize("shard", [1, 2, 5])
-def test_generation_does_not_depend_on_shards_or_interruptions(
-    shard: int, real: ImageSet, made, tmp_path: Path
+@pytest.mark.parametrize(("shard", "workers"), [(1, 1), (2, 1), (5, 1), (1, 2), (2, 3)])
+def test_generation_does_not_depend_on_shards_workers_or_interruptions(
+    shard: int, workers: int, real: ImageSet, made, tmp_path: Path
 ) -> None:
-    _, denoiser, _ = made
-    store = Store(tmp_path)
-    whole = store.once(generate, TINY, real, denoiser, None, seed=1)
+    _, denoiser, teacher = made
+    store, spec = Store(tmp_path), replace(TINY, guidance=GUIDANCES["hnm"])
+    whole = store.once(generate, spec, real, denoiser, teacher, seed=1)
     images, labels = SyntheticStore.open(whole.folder / "images").verify().read(np.arange(25))
-    network = load_denoiser(denoiser.file("denoiser.safetensors"))
-    by_hand = [sample_block(TINY, network, None, real.shape, b, derive(1, "generation"))[0] for b in range(3)]
+    one = maker(spec, real, made, tmp_path / "by hand", seed=1)
+    by_hand = [one.sample(b)[0] for b in range(3)]
     assert np.array_equal(images, to_uint8(torch.cat(by_hand)[:25]))
     assert labels.tolist() == [i % 10 for i in range(25)]
-    other = store.once(generate, replace(TINY, blocks_per_shard=shard), real, denoiser, None, seed=1)
-    assert np.array_equal(SyntheticStore.open(other.folder / "images").read(np.arange(25))[0], images)
+    others = Store(tmp_path / "other", machine=Machine(workers=workers))
+    other = others.once(generate, replace(spec, blocks_per_shard=shard), real, denoiser, teacher, seed=1)
+    assert np.array_equal(SyntheticStore.open(other.folder / "images").verify().read(np.arange(25))[0], images)
+
+
+class Stopped(Exception):
+    """The end of a run at a chosen moment."""
+
+
+def stop_after(blocks: int):
+    def report(stage: str, done: int, total: int) -> None:
+        if total and done == blocks:
+            raise Stopped
+
+    return report
+
+
+PER_RUN = replace(TINY, guidance=Contrastive(strength=300.0, window=WINDOW, embedding=PerRunEmbedding()))
+
+
+@pytest.mark.parametrize("blocks", [1, 2])
+def test_the_authors_embedding_learns_through_a_run_and_resumes_to_the_bit(
+    blocks: int, real: ImageSet, made, tmp_path: Path
+) -> None:
+    """Order-dependent and marked so: block 1 differs from block 1 sampled alone; a broken run goes on as it was."""
+    _, denoiser, teacher = made
+    whole = Store(tmp_path / "whole").once(generate, PER_RUN, real, denoiser, teacher, seed=1)
+    images = SyntheticStore.open(whole.folder / "images").verify()
+    assert images.provenance["order_dependent"] is True
+    broken = Store(tmp_path / "broken", stop_after(blocks))
+    with pytest.raises(Stopped):
+        broken.once(generate, PER_RUN, real, denoiser, teacher, seed=1)
+    again = Store(tmp_path / "broken").once(generate, PER_RUN, real, denoiser, teacher, seed=1)
+    pixels = images.read(np.arange(25))[0]
+    assert np.array_equal(SyntheticStore.open(again.folder / "images").read(np.arange(25))[0], pixels)
+    assert again.record["attempts"] == 2
+    alone = to_uint8(maker(PER_RUN, real, made, tmp_path / "alone", seed=1).sample(1)[0])
+    assert not np.array_equal(alone, pixels[10:20])
+
+
+def test_an_embedding_is_fitted_once_and_frozen(real: ImageSet, made, tmp_path: Path) -> None:
+    """Its fit moves the weights, resumes to the bit, and the images that it steers do not depend on their order."""
+    _, denoiser, teacher = made
+    spec = replace(
+        TINY, guidance=Contrastive(strength=300.0, window=WINDOW, embedding=FittedEmbedding(warmup_blocks=2))
+    )
+    first = Store(tmp_path / "a").once(fit_embedding, spec.warm_up, real, denoiser, teacher, seed=1)
+    with pytest.raises(Stopped):
+        Store(tmp_path / "b", stop_after(1)).once(fit_embedding, spec.warm_up, real, denoiser, teacher, seed=1)
+    second = Store(tmp_path / "b").once(fit_embedding, spec.warm_up, real, denoiser, teacher, seed=1)
+    read = [a.file("embedding.safetensors").read_bytes() for a in (first, second)]
+    assert read[0] == read[1]
+    untouched = replace(spec, guidance=replace(spec.guidance, embedding=FittedEmbedding(warmup_blocks=1)))
+    shorter = Store(tmp_path / "a").once(fit_embedding, untouched.warm_up, real, denoiser, teacher, seed=1)
+    assert shorter.file("embedding.safetensors").read_bytes() != read[0]
+    images = Store(tmp_path / "a").once(generate, spec, real, denoiser, teacher, first, seed=1)
+    assert SyntheticStore.open(images.folder / "images").provenance["embedding"] == first.digest
+
+
+def test_clipped_guidance_is_counted_in_the_store(real: ImageSet, made, tmp_path: Path) -> None:
+    _, denoiser, teacher = made
+    spec = replace(TINY, guidance=GUIDANCES["real negatives, clipped"])
+    artifact = Store(tmp_path).once(generate, spec, real, denoiser, teacher, seed=1)
+    table = pq.read_table(artifact.folder / "images" / "shards" / "00000.parquet")
+    assert min(table["guidance_largest_ratio"].to_pylist()) > 0.1
+    assert 0 < min(table["guidance_clipped"].to_pylist()) <= max(table["guidance_guided"].to_pylist())
+    assert "label" in table.column_names
+
+
+@pytest.mark.parametrize("guidance", ["none", "hnm", "conditional hnm", "classifier"])
+def test_portions_and_precision_change_last_bits_only(guidance: str, real: ImageSet, made, tmp_path: Path) -> None:
+    """Micro-batches are the same images to float error; bfloat16 is near, and is part of the recipe's identity."""
+    spec = replace(TINY, sampler=DDIM(), levels=TimestepLevels(kind="even", steps=12), guidance=GUIDANCES[guidance])
+    whole = maker(spec, real, made, tmp_path).sample(0)[0]
+    parts = maker(spec, real, made, tmp_path, machine=Machine(micro_batch=3)).sample(0)[0]
+    assert torch.allclose(whole, parts, atol=2e-3)
+    low = maker(replace(spec, precision="bfloat16"), real, made, tmp_path).sample(0)[0]
+    assert 0 < (whole - low).abs().mean() < 0.05
+    assert digest(spec) != digest(replace(spec, precision="bfloat16"))
+    assert digest(spec) == digest(replace(spec, precision="float32", classifier_free=None))
+
+
+def test_classifier_free_guidance_needs_the_null_class(real: ImageSet, made, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="label dropout"):
+        maker(replace(TINY, classifier_free=2.0), real, made, tmp_path)
 
 
 def test_guidance_that_cannot_act_is_refused_when_the_recipe_is_made() -> None:

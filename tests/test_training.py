@@ -2,26 +2,28 @@
 
 import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from gambeson.data.augment import PadCrop
-from gambeson.data.datasets import Digits, ImageSet
-from gambeson.models.denoiser import load_denoiser
+from gambeson.data.datasets import Digits, ImageSet, Split
+from gambeson.errors import UserError
+from gambeson.models.denoiser import EDM, VP, load_denoiser
 from gambeson.models.files import load_tensors
 from gambeson.models.resnet import ResNetSpec, load_classifier
 from gambeson.models.unet import UNetSpec
+from gambeson.randomness import generator
 from gambeson.robustness.losses import TRADES, Plain
 from gambeson.store import Store, Workspace
 from gambeson.threat import ThreatModel
 from gambeson.training.classifier import ClassifierTraining, train_classifier
-from gambeson.training.diffusion import DenoiserTraining, train_denoiser
-from gambeson.training.loop import Optimisation, TrainingState, fit
+from gambeson.training.diffusion import DenoiserTraining, mean_loss, train_denoiser
+from gambeson.training.loop import Optimisation, TrainingState, drawing_from, fit
 
 THREAT = ThreatModel(epsilon=0.15)
 SHORT = Optimisation(steps=12, batch_size=16, learning_rate=0.1)
@@ -33,6 +35,19 @@ CLASSIFIER = ClassifierTraining(
     threat=THREAT,
 )
 DENOISER = DenoiserTraining(network=UNetSpec(width=8), optimisation=replace(SHORT, momentum=0.0, learning_rate=1e-3))
+DENOISERS = {
+    "edm": DENOISER,
+    "bfloat16": replace(DENOISER, optimisation=replace(DENOISER.optimisation, precision="bfloat16")),
+    "accumulated with dropout": replace(
+        DENOISER,
+        network=UNetSpec(width=8, dropout=0.3),
+        label_dropout=0.2,
+        optimisation=replace(DENOISER.optimisation, accumulate=3),
+    ),
+    "v-prediction without classes": replace(
+        DENOISER, preconditioning=VP(prediction="v", schedule="cosine"), conditional=False
+    ),
+}
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +99,11 @@ def test_weight_decay_spares_norms_and_biases() -> None:
         assert decays == [(0.1, [2]), (0.0, [1, 1, 1])]
 
 
-@pytest.mark.parametrize(("stage", "spec"), [(train_classifier, CLASSIFIER), (train_denoiser, DENOISER)])
+@pytest.mark.parametrize(
+    ("stage", "spec"),
+    [(train_classifier, CLASSIFIER), *((train_denoiser, spec) for spec in DENOISERS.values())],
+    ids=["classifier", *DENOISERS],
+)
 def test_an_interrupted_training_ends_in_the_same_bits(stage, spec, real: ImageSet, tmp_path: Path) -> None:
     """Stopped in every fourth step, its work since the last saved state lost each time."""
     inputs = (real, None) if stage is train_classifier else (real,)
@@ -119,6 +138,7 @@ def test_an_interrupted_training_ends_in_the_same_bits(stage, spec, real: ImageS
 def test_training_moves_no_global_state(real: ImageSet, tmp_path: Path) -> None:
     before = torch.get_rng_state()
     Store(tmp_path).once(train_classifier, CLASSIFIER, real, None, seed=0)
+    Store(tmp_path).once(train_denoiser, DENOISERS["accumulated with dropout"], real, seed=0)
     assert torch.equal(before, torch.get_rng_state())
 
 
@@ -155,6 +175,166 @@ def test_a_denoiser_learns_to_denoise(real: ImageSet, tmp_path: Path) -> None:
     error = (denoiser(noisy, 1.0, real.validation.labels) - clean).square().mean()
     shrunk = (noisy * 0.25 / 1.25 - clean).square().mean()
     assert error < 0.6 * shrunk
+
+
+def stripes(count: int, seed: int) -> Split:
+    """Two classes of 8x8 images: stripes that run down or across, at any phase and contrast."""
+    g = torch.Generator().manual_seed(seed)
+    phase, contrast = torch.rand(2, count, 1, 1, 1, generator=g)
+    wave = 0.5 + (0.3 + 0.2 * contrast) * torch.sin(torch.arange(8) * 1.6 + 6.3 * phase).expand(-1, 1, 8, 8)
+    labels = torch.arange(count) % 2
+    return Split(torch.where(labels[:, None, None, None] == 0, wave, wave.transpose(2, 3)).contiguous(), labels)
+
+
+@pytest.fixture(scope="module")
+def world() -> ImageSet:
+    train, validation, test = (stripes(n, seed) for seed, n in enumerate((256, 64, 2)))
+    names = ("down", "across")
+    return ImageSet(name="stripes", train=train, validation=validation, test=test, class_names=names, flip_safe=True)
+
+
+def curves(spec: DenoiserTraining, real: ImageSet, folder: Path) -> list[dict[str, float]]:
+    """The log of a training."""
+    artifact = Store(folder).once(train_denoiser, spec, real, seed=0)
+    return load_tensors(artifact.file("denoiser.safetensors"))[1]["log"]
+
+
+@pytest.mark.parametrize(
+    ("preconditioning", "share"),
+    [
+        (EDM(), 0.35),
+        (VP(), 0.1),
+        (VP(schedule="cosine"), 0.15),
+        (VP(prediction="v", schedule="cosine"), 0.4),
+        (VP(prediction="x0"), 0.7),  # most of it cannot be had: what noise hides at t near 1,000
+    ],
+    ids=["edm", "eps linear", "eps cosine", "v cosine", "x0 linear"],
+)
+def test_every_kind_of_model_learns_what_it_has_not_seen(
+    preconditioning: EDM | VP, share: float, world: ImageSet, tmp_path: Path
+) -> None:
+    """The held-out loss falls well below that of an untrained network, which predicts 0."""
+    fitted = Optimisation(steps=100, batch_size=32, learning_rate=5e-3, momentum=0.0, weight_decay=0.0, average=0.9)
+    spec = DenoiserTraining(network=UNetSpec(width=16), preconditioning=preconditioning, optimisation=fitted)
+    log = curves(spec, world, tmp_path)
+    start = mean_loss(spec.build(world.shape, 2, 0), world.validation, 64, 32, generator(0, "denoiser curves"))
+    held_out = [record["held_out"] for record in log if "held_out" in record]
+    assert len(held_out) == 8
+    assert held_out[-1] < share * start
+    assert held_out[-1] < held_out[1] < held_out[0]
+
+
+def test_the_curves_show_a_model_that_copies(world: ImageSet, tmp_path: Path) -> None:
+    """4 training images, many steps: the loss on what it has seen falls, on what it has not it rises again."""
+    few = replace(world, train=Split(world.train.images[:4], world.train.labels[:4]))
+    fitted = Optimisation(steps=200, batch_size=8, learning_rate=5e-3, momentum=0.0, weight_decay=0.0, average=0.9)
+    log = curves(DenoiserTraining(network=UNetSpec(width=16), optimisation=fitted), few, tmp_path)
+    held_out, seen = ([record[name] for record in log if name in record] for name in ("held_out", "seen"))
+    assert held_out[-1] > 1.5 * min(held_out)
+    assert held_out[-1] > 4 * seen[-1]
+    assert seen[-1] == min(seen)
+
+
+def test_measuring_the_curves_changes_no_weight(world: ImageSet, tmp_path: Path) -> None:
+    blind = replace(world, validation=Split(world.validation.images[:0], world.validation.labels[:0]))
+    files = [
+        Store(tmp_path).once(train_denoiser, DENOISER, real, seed=0).file("denoiser.safetensors")
+        for real in (world, blind)
+    ]
+    (seen, header), (unseen, other) = map(load_tensors, files)
+    assert all(torch.equal(seen[k], unseen[k]) for k in seen)
+    assert "held_out" in header["log"][-1]
+    assert "held_out" not in other["log"][-1]
+
+
+def weights(spec: DenoiserTraining, real: ImageSet, folder: Path) -> Tensor:
+    """All weights of the trained denoiser in a row."""
+    artifact = Store(folder).once(train_denoiser, spec, real, seed=0)
+    tensors, _ = load_tensors(artifact.file("denoiser.safetensors"))
+    assert all(t.dtype == torch.float32 for t in tensors.values())
+    return torch.cat([tensors[k].flatten() for k in sorted(tensors)])
+
+
+def test_bfloat16_stays_close_to_float32(world: ImageSet, tmp_path: Path) -> None:
+    specs = [
+        replace(s, optimisation=replace(s.optimisation, steps=40)) for s in map(DENOISERS.get, ("edm", "bfloat16"))
+    ]
+    exact, rounded = (curves(spec, world, tmp_path)[-1]["loss"] for spec in specs)
+    assert exact != rounded
+    assert rounded == pytest.approx(exact, rel=0.02)
+    assert weights(specs[1], world, tmp_path).isfinite().all()
+
+
+def test_a_batch_in_parts_gives_the_same_step_of_a_denoiser(world: ImageSet, tmp_path: Path) -> None:
+    """Two steps of SGD, 16 images at once, in 4 and in 3 parts: the same draws, the same weights but for rounding."""
+    one = replace(DENOISER, optimisation=Optimisation(steps=2, batch_size=16, learning_rate=0.1, average=0.0))
+    whole = weights(one, world, tmp_path)
+    for parts in (4, 3):
+        split = weights(replace(one, optimisation=replace(one.optimisation, accumulate=parts)), world, tmp_path)
+        assert not torch.equal(split, whole)
+        assert torch.allclose(split, whole, atol=1e-6)
+
+
+@pytest.mark.parametrize("parts", [1, 4, 10])
+def test_the_gradient_of_parts_is_that_of_the_whole(parts: int) -> None:
+    """loss_i = (w x_i)^2, w = 1, plain gradient step: w' = w - rate * 2 mean(x_i^2), whatever the parts."""
+    x = torch.arange(10.0, dtype=torch.float64)
+
+    def step(loss_of: Callable[[nn.Linear], object], optimisation: Optimisation) -> tuple[float, float]:
+        model = nn.Linear(1, 1, bias=False, dtype=torch.float64)
+        nn.init.ones_(model.weight)
+        state = TrainingState.start(model, optimisation)
+        list(fit(state, optimisation, lambda step: loss_of(model), Workspace(Path())))  # type: ignore[arg-type]
+        return model.weight.item(), state.losses[0]
+
+    def in_parts(model: nn.Linear) -> Iterator[Tensor]:
+        return (model(some[:, None])[:, 0].square() for some in x.tensor_split(parts))
+
+    o = Optimisation(steps=1, batch_size=10, learning_rate=1e-3, warmup=0.0, weight_decay=0.0, momentum=1e-9)
+    accumulated = replace(o, accumulate=parts)
+    weight, loss = step(in_parts, accumulated)
+    assert weight == pytest.approx(1 - 1e-3 * 2 * 28.5)
+    assert loss == pytest.approx(28.5)
+    assert step(in_parts, replace(accumulated, clip_norm=3.0))[0] == pytest.approx(1 - 1e-3 * 3)
+    if parts > 1:
+        with pytest.raises(UserError, match="accumulate: expected 1"):
+            step(lambda model: model(x[:, None])[:, 0].square(), accumulated)
+
+
+def test_dropout_belongs_to_the_seed_and_the_step(world: ImageSet, tmp_path: Path) -> None:
+    """Whatever the global stream; and it does something."""
+    spec = DENOISERS["accumulated with dropout"]
+    with torch.random.fork_rng(devices=[]):
+        found = []
+        for seed in (1, 2):
+            torch.manual_seed(seed)
+            found.append(weights(spec, world, tmp_path / str(seed)))
+    assert torch.equal(*found)
+    assert not torch.equal(found[0], weights(replace(spec, network=UNetSpec(width=8)), world, tmp_path))
+    drawn = []
+    for seed in (5, 5, 6):
+        with drawing_from(seed, torch.device("cpu")):
+            drawn.append(torch.rand(3))
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2])
+
+
+def test_without_classes_labels_play_no_part(world: ImageSet, tmp_path: Path) -> None:
+    spec = DENOISERS["v-prediction without classes"]
+    turned = replace(world, train=Split(world.train.images, 1 - world.train.labels))
+    assert torch.equal(weights(spec, world, tmp_path), weights(spec, turned, tmp_path))
+    loaded = load_denoiser(Store(tmp_path).once(train_denoiser, spec, world, seed=0).file("denoiser.safetensors"))
+    assert (loaded.classes, loaded.conditional_only) == (0, False)
+    with pytest.raises(UserError, match="label_dropout"):
+        replace(spec, label_dropout=0.1)
+
+
+@pytest.mark.parametrize(
+    "change", [{"precision": "float16"}, {"accumulate": 0}, {"accumulate": 17}, {"clip_norm": 0.0}]
+)
+def test_impossible_ways_to_fit_are_refused(change: dict) -> None:
+    with pytest.raises(Exception, match=next(iter(change))):
+        replace(SHORT, **change)
 
 
 def test_fractions_zero_and_one_and_small_sets_are_fine(real: ImageSet, tmp_path: Path) -> None:

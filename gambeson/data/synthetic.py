@@ -2,7 +2,7 @@
 
 store.json                  what the store is: image shape, block size, blocks per shard, provenance, number of images
 shards/00000.npy            images uint8 [N, H, W, C], readable with numpy alone, memory-mapped by training
-shards/00000.parquet        label, block, index within the block
+shards/00000.parquet        label (-1: generated without a class), block, index within the block, facts of the block
 shards/00000.json           rows and checksums: written last, a shard without it does not exist
 blocks/000012.npz           finished blocks of the shard that is being filled
 """
@@ -10,6 +10,7 @@ blocks/000012.npz           finished blocks of the shard that is being filled
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -38,10 +39,14 @@ class StoreWriter:
         """Whether a block is finished, alone or inside a shard."""
         return self._shard_file(block // self.blocks_per_shard, "json").exists() or self._block_file(block).exists()
 
-    def put(self, block: int, images: np.ndarray, labels: np.ndarray) -> None:
-        """Images uint8 [m, H, W, C] and labels int64 [m] of one block; packs its shard when that is full."""
+    def put(self, block: int, images: np.ndarray, labels: np.ndarray, facts: Mapping[str, float] | None = None) -> None:
+        """Images uint8 [m, H, W, C] and labels int64 [m] of one block; packs its shard when that is full.
+
+        `facts` about the block become columns beside the labels; every block of a store has the same ones.
+        """
+        columns = {f"fact_{name}": np.full(len(labels), float(value)) for name, value in (facts or {}).items()}
         with atomic(self._block_file(block)) as temporary, open(temporary, "wb") as handle:
-            np.savez(handle, images=images, labels=labels)
+            np.savez(handle, images=images, labels=labels, **columns)  # type: ignore[arg-type]
         shard = block // self.blocks_per_shard
         if all(self._block_file(b).exists() for b in self._members(shard)):
             self._pack(shard)
@@ -69,7 +74,9 @@ class StoreWriter:
         path = self._block_file(block)
         try:
             with np.load(path, allow_pickle=False) as arrays:
-                return {name: arrays[name] for name in ("images", "labels")}
+                if not {"images", "labels"} <= set(arrays.files):
+                    raise KeyError(f"it holds {sorted(arrays.files)}")
+                return dict(arrays)
         except (ValueError, KeyError, EOFError, BadZipFile) as error:
             raise EnvironmentFault(
                 f"{path}: expected a finished block of images, got a damaged file ({error}). Remove it and start the "
@@ -84,6 +91,8 @@ class StoreWriter:
             "block": np.concatenate([np.full(len(p["labels"]), b) for b, p in parts]),
             "index": np.concatenate([np.arange(len(p["labels"])) for _, p in parts]),
         }
+        facts = [name for name in parts[0][1] if name.startswith("fact_")]
+        columns |= {name.removeprefix("fact_"): np.concatenate([p[name] for _, p in parts]) for name in facts}
         with atomic(self._shard_file(shard, "npy")) as temporary, open(temporary, "wb") as handle:
             np.save(handle, images)
         with atomic(self._shard_file(shard, "parquet")) as temporary:

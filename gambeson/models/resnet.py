@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gambeson.errors import UserError
-from gambeson.models.files import load_tensors, load_weights
+from gambeson.randomness import seeded
 from gambeson.types import Features, Images, Logits
 
 
@@ -28,8 +28,7 @@ class ResNetSpec:
 
     def build(self, channels: int, classes: int, seed: int = 0) -> SmallResNet:
         """The network with weights drawn from the seed (the global generator is left as it was)."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with seeded(seed):
             return SmallResNet(self, channels, classes)
 
 
@@ -78,17 +77,15 @@ class SmallResNet(nn.Module):
         return self.head(self.features(images))
 
 
-def classifier_header(model: SmallResNet) -> dict[str, object]:
-    """What is needed besides the weights to build this classifier again."""
-    return {"kind": "classifier", "network": asdict(model.spec), "channels": model.channels, "classes": model.classes}
+def classifier_header(model: SmallResNet) -> dict[str, Any]:
+    """As models.classifiers, where it lives."""
+    from gambeson.models import classifiers
+
+    return classifiers.classifier_header(model)
 
 
-def load_classifier(path: Path) -> SmallResNet:
-    """A classifier from its safetensors file, frozen, in eval mode."""
-    tensors, header = load_tensors(path)
-    if header.get("kind") != "classifier":
-        raise UserError(f"{path}: expected the weights of a classifier, got {header.get('kind', 'a foreign file')!r}")
-    spec = ResNetSpec(**{**header["network"], "multipliers": tuple(header["network"]["multipliers"])})
-    model = spec.build(header["channels"], header["classes"])
-    load_weights(model, tensors, str(path))
-    return model.eval().requires_grad_(False)
+def load_classifier(path: Path) -> Any:
+    """As models.classifiers, where it lives."""
+    from gambeson.models import classifiers
+
+    return classifiers.load_classifier(path)

@@ -21,9 +21,10 @@ from gambeson.robustness.evaluate import Evaluation
 from gambeson.robustness.losses import TRADES, Plain
 from gambeson.sampling.contrastive import HardNegative
 from gambeson.sampling.guidance import Contrastive, NoisyFeatures, Window
+from gambeson.sampling.levels import NoiseLevels
 from gambeson.sampling.samplers import Heun
 from gambeson.synthesis.gaussian import GaussianControl
-from gambeson.synthesis.generate import Generation, NoiseLevels
+from gambeson.synthesis.generation import Generation
 from gambeson.synthesis.select import Confidence, Selection
 from gambeson.threat import ThreatModel
 from gambeson.training.classifier import ClassifierTraining

@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import torch
 
 from gambeson.data.datasets import ImageSet
 from gambeson.data.mixture import from_uint8
 from gambeson.data.synthetic import SyntheticStore
+from gambeson.models.classifiers import load_classifier
 from gambeson.models.files import load_tensors
-from gambeson.models.resnet import load_classifier
 from gambeson.pipeline import Chapter
 from gambeson.recipe import Arm, Recipe
 from gambeson.report.material import (
@@ -87,8 +88,12 @@ def _curve(chapter: Chapter) -> TrainingCurve:
     )
 
 
-def _images(chapter: Chapter | None) -> SyntheticStore | None:
-    return SyntheticStore.open(chapter.artifacts["synthetic"].folder / "images") if chapter else None
+def _images(chapter: Chapter | None) -> tuple[SyntheticStore, np.ndarray] | None:
+    """The synthetic images of an arm, and the labels that the student was given with them."""
+    if chapter is None:
+        return None
+    labels = pq.read_table(chapter.artifacts["labelled"].file("labels.parquet"), columns=["label"])["label"]
+    return SyntheticStore.open(chapter.artifacts["synthetic"].folder / "images"), labels.to_numpy()
 
 
 def _grids(first: dict[Arm, Chapter], classes: int) -> Grids | None:
@@ -97,10 +102,11 @@ def _grids(first: dict[Arm, Chapter], classes: int) -> Grids | None:
     return Grids(plain=plain, guided=guided) if plain is not None or guided is not None else None
 
 
-def _class_rows(store: SyntheticStore | None, classes: int) -> np.ndarray | None:
-    if store is None:
+def _class_rows(made: tuple[SyntheticStore, np.ndarray] | None, classes: int) -> np.ndarray | None:
+    if made is None:
         return None
-    places = [np.flatnonzero(store.labels == k)[:PER_CLASS] for k in range(classes)]
+    store, labels = made
+    places = [np.flatnonzero(labels == k)[:PER_CLASS] for k in range(classes)]
     fewest = min(len(p) for p in places)
     if fewest == 0:
         return None
@@ -116,10 +122,11 @@ def _features(first: dict[Arm, Chapter], real: ImageSet) -> tuple[FeatureSet, ..
     model, space = load_classifier(model_of.file("classifier.safetensors")), "standard teacher, penultimate layer"
     sets = [("real", real.train.images[:SHOWN], real.train.labels[:SHOWN].numpy())]
     for arm in (Arm.PLAIN, Arm.GUIDED):
-        store = _images(first.get(arm))
-        if store is not None:
-            pixels, labels = store.read(np.arange(min(SHOWN, len(store))))
-            sets.append((arm.value, from_uint8(pixels), labels))
+        made = _images(first.get(arm))
+        if made is not None:
+            store, labels = made
+            pixels, _ = store.read(np.arange(min(SHOWN, len(store))))
+            sets.append((arm.value, from_uint8(pixels), labels[: len(pixels)]))
     with torch.no_grad():
         return tuple(
             FeatureSet(name=name, features=model.features(images).double().numpy(), labels=labels, space=space)

@@ -10,11 +10,12 @@ import pyarrow.parquet as pq
 import torch
 
 from gambeson.data.datasets import ImageSet, Split
-from gambeson.models.resnet import SmallResNet, load_classifier
+from gambeson.models.classifiers import load_classifier
 from gambeson.robustness.attacks import APGD, PGD, TargetedAPGD, robust_after
 from gambeson.robustness.checks import run_checks
 from gambeson.store import Artifact, Workspace, atomic, stage, write_json
 from gambeson.threat import ThreatModel
+from gambeson.types import Classifier
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +48,7 @@ def spread(total: int, wanted: int) -> np.ndarray:
     return np.unique(np.linspace(0, total - 1, min(wanted, total)).astype(int))
 
 
-def evaluate_rows(spec: Evaluation, model: SmallResNet, part: Split, seed: int, work: Workspace) -> Columns:
+def evaluate_rows(spec: Evaluation, model: Classifier, part: Split, seed: int, work: Workspace) -> Columns:
     """Columns of one row per image: label, clean prediction and margin, and whether each attack was withstood.
 
     `apgd` is the worst case of `apgd_ce` and `apgd_t`; `apgd_t` is tried only where `apgd_ce` failed, False elsewhere.
@@ -55,7 +56,7 @@ def evaluate_rows(spec: Evaluation, model: SmallResNet, part: Split, seed: int, 
     """
     total = 3 + len(spec.curve)
     with torch.no_grad():
-        logits = model(part.images)
+        logits = torch.cat([model(images) for images in part.images.split(spec.batch_size)])
     right = logits.gather(1, part.labels[:, None])[:, 0]
     others = logits.scatter(1, part.labels[:, None], -torch.inf).amax(1)
     rows = {"label": part.labels, "prediction": logits.argmax(1), "margin": (right - others).double()}
@@ -70,10 +71,10 @@ def evaluate_rows(spec: Evaluation, model: SmallResNet, part: Split, seed: int, 
         rows["apgd_t"][left] = robust_after(spec.targeted, model, images, labels, spec.batch_size, seed)
     rows["apgd"] = rows["apgd_ce"] & rows["apgd_t"]
     work.progress(3, total)
-    return {name: column.numpy() for name, column in rows.items()} | _curve(spec, model, part, seed, work)
+    return {name: column.cpu().numpy() for name, column in rows.items()} | _curve(spec, model, part, seed, work)
 
 
-def _curve(spec: Evaluation, model: SmallResNet, part: Split, seed: int, work: Workspace) -> Columns:
+def _curve(spec: Evaluation, model: Classifier, part: Split, seed: int, work: Workspace) -> Columns:
     places = spread(len(part), spec.curve_images)
     threat = spec.curve_attack.threat
     assert isinstance(threat, ThreatModel)
@@ -82,7 +83,7 @@ def _curve(spec: Evaluation, model: SmallResNet, part: Split, seed: int, work: W
         attack = replace(spec.curve_attack, threat=replace(threat, epsilon=epsilon))
         verdict = robust_after(attack, model, part.images[places], part.labels[places], spec.batch_size, seed)
         columns[f"robust@{epsilon:g}"] = np.full(len(part), np.nan)
-        columns[f"robust@{epsilon:g}"][places] = verdict.numpy()
+        columns[f"robust@{epsilon:g}"][places] = verdict.cpu().numpy()
         work.progress(4 + done, 3 + len(spec.curve))
     return columns
 
@@ -102,8 +103,10 @@ def rows_table(columns: Columns, seed: int) -> pa.Table:
 @stage(revision=1)
 def evaluate(work: Workspace, spec: Evaluation, student: Artifact, real: ImageSet, *, seed: int) -> None:
     """Writes rows.parquet (one row per test image) and checks.json (the evaluation's doubts about itself)."""
-    model = load_classifier(student.file("classifier.safetensors"))
-    columns = evaluate_rows(spec, model, real.test, seed, work)
+    device = work.machine.device
+    model = load_classifier(student.file("classifier.safetensors")).to(device)
+    test = Split(real.test.images.to(device), real.test.labels.to(device))
+    columns = evaluate_rows(spec, model, test, seed, work)
     with atomic(work.folder / "rows.parquet") as temporary:
         pq.write_table(rows_table(columns, seed), temporary)
     measured = spread(len(real.test), spec.curve_images)
@@ -111,11 +114,11 @@ def evaluate(work: Workspace, spec: Evaluation, student: Artifact, real: ImageSe
     curve = [(e, float(columns[f"robust@{e:g}"][places].mean())) for e in spec.curve]
     threat = spec.pgd.threat
     assert isinstance(threat, ThreatModel)
-    verdicts = {name: torch.from_numpy(columns[name][places]) for name in ("pgd", "apgd")}
+    verdicts = {name: torch.from_numpy(columns[name][places]).to(device) for name in ("pgd", "apgd")}
     checks = run_checks(
         model,
-        real.test.images[places],
-        real.test.labels[places],
+        test.images[places],
+        test.labels[places],
         threat,
         whitebox_robust=verdicts["apgd"],
         accuracies=curve if len(curve) > 1 else (),

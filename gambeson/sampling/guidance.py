@@ -1,252 +1,370 @@
-"""Guidance: gradients of a contrastive loss, or of a classifier, that shift the denoiser's x0-hat inside a window.
+"""Contrastive guidance: the gradient of a contrastive loss shifts the denoiser's x0-hat inside a window.
 
-The specs `Contrastive` and `TowardsClass` are plain numbers for recipes; `ContrastiveGuidance(spec, encoder)` adds the
-network. Moving eps by delta moves x0-hat by -sigma delta: CDP's Algorithm 1 in sigma space (METHOD 1.3).
+The spec `Contrastive` is plain numbers for recipes; `ContrastiveGuidance(spec, encoder)` adds the networks. Moving eps
+by delta moves x0-hat by -sigma delta: CDP's Algorithm 1 in sigma space (METHOD 1.3).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from gambeson.sampling.contrastive import ConditionalHardNegative, HardNegative, InfoNCE, InfoNCEPaper
-from gambeson.sampling.schedules import AlphaBar, sigma_from_alpha_bar
-from gambeson.types import Encoder, Guidance, Labels, Sigmas, Step
+from gambeson.randomness import derive, or_fresh
+from gambeson.randomness import generator as named_generator
+from gambeson.sampling.classifier_guidance import ClassifierGuidance, TowardsClass
+from gambeson.sampling.contrastive import HardNegative, PairLoss
+from gambeson.sampling.embedding import EmbeddingLearner, FittedEmbedding, PerRunEmbedding
+from gambeson.sampling.features import (
+    AnyEncoder,
+    DenoisedFeatures,
+    NoiseConditionedFeatures,
+    NoisyFeatures,
+    View,
+    check_eval,
+    checked,
+    clean,
+    trial,
+    with_pullback,
+    without_graph,
+)
+from gambeson.sampling.pairs import PairChoice, PreviousStep, RealImages, Reals
+from gambeson.sampling.windows import (
+    ConstantStrength,
+    StrengthProfile,
+    TimestepWindow,
+    Window,
+    guided_steps,
+)
+from gambeson.types import Labels, Sigmas, Step
 
+__all__ = [
+    "CheckedGuidance",
+    "ClassifierGuidance",
+    "Contrastive",
+    "ContrastiveGuidance",
+    "DenoisedFeatures",
+    "GuidanceSum",
+    "NoiseConditionedFeatures",
+    "NoisyFeatures",
+    "TimestepWindow",
+    "TowardsClass",
+    "Window",
+]
 
-@dataclass(frozen=True, kw_only=True)
-class Window:
-    """The noise levels at which a guidance acts, both ends included."""
-
-    sigma_min: float = 0.0  # lowest guided sigma
-    sigma_max: float | None = None  # highest guided sigma; none: no bound
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.sigma_min <= (math.inf if self.sigma_max is None else self.sigma_max):
-            raise ValueError(f"Window: expected 0 <= sigma_min <= sigma_max, got {self.sigma_min}, {self.sigma_max}")
-
-    def contains(self, sigma: float) -> bool:
-        """Whether steps at this sigma are guided."""
-        return self.sigma_min <= sigma and (self.sigma_max is None or sigma <= self.sigma_max)
-
-    @staticmethod
-    def of_timesteps(alpha_bar: AlphaBar, first: int, last: int | None = None) -> Window:
-        """Timesteps first..last of a VP table, both included; last None: up to the noisiest.
-
-        CDP's code: linear table, first=400 (CIFAR-10); cosine, first=51, last=149 (traffic signs). The ends lie between
-        two timesteps, so rounding cannot move a step across. ValueError unless 0 <= first <= last < len(alpha_bar).
-        """
-        end = len(alpha_bar) - 1 if last is None else last
-        if not 0 <= first <= end < len(alpha_bar):
-            raise ValueError(
-                f"Window: expected 0 <= first <= last <= {len(alpha_bar) - 1}, got first={first}, last={last}"
-            )
-        sigma = sigma_from_alpha_bar(alpha_bar).tolist()
-        low = 0.0 if first == 0 else math.sqrt(sigma[first - 1] * sigma[first])
-        return Window(
-            sigma_min=low, sigma_max=None if end == len(sigma) - 1 else math.sqrt(sigma[end] * sigma[end + 1])
-        )
-
-
-@runtime_checkable
-class FeatureView(Protocol):
-    """Which coordinate of a step the gradient is taken in, and which image of it the encoder sees."""
-
-    def variable(self, step: Step) -> Tensor:
-        """The coordinate, [B, ...]."""
-        ...
-
-    def image(self, variable: Tensor) -> Tensor:
-        """What the encoder sees at that coordinate, [B, ...], differentiable in it."""
-        ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class NoisyFeatures:
-    """The encoder sees the noisy state x / sqrt(1 + sigma^2), in [-1, 1] scale, as in CDP's code."""
-
-    def variable(self, step: Step) -> Tensor:
-        """The state in VP coordinates, [B, ...]."""
-        return step.x / math.sqrt(1 + step.sigma**2)
-
-    def image(self, variable: Tensor) -> Tensor:
-        """As it is."""
-        return variable
-
-
-@dataclass(frozen=True, kw_only=True)
-class DenoisedFeatures:
-    """The encoder sees the denoiser's x0-hat mapped to [0, 1]; the denoiser's Jacobian is left out."""
-
-    def variable(self, step: Step) -> Tensor:
-        """x0-hat before guidance and clamp, [B, ...]."""
-        return step.raw
-
-    def image(self, variable: Tensor) -> Tensor:
-        """[-1, 1] -> [0, 1]."""
-        return (variable + 1) / 2
-
-
-PairLoss = InfoNCE | InfoNCEPaper | HardNegative | ConditionalHardNegative
-"""The contrastive losses that a recipe can name."""
+Embed = Callable[[Tensor], Tensor]
+"""The encoder's features [B, D] -> what the loss compares [B, E], of length 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Contrastive:
-    """What contrastive guidance does. The defaults are CDP's CIFAR-10 numbers, with its class-conditional pairs.
+    """What contrastive guidance does. The defaults are CDP's CIFAR-10 numbers, without its embedding network.
 
     Convention 'sum' adds up the anchors' losses, so that an image's shift does not depend on how many others it is
-    reduced with; 'paper' averages them: lambda = 100k at B = 512 (1,024 anchors) is a strength of 97.7 here.
+    reduced with; 'paper' is the authors' function, the mean with its clamps: lambda = 100k at B = 512 (1,024 anchors)
+    is a strength of 97.7 here. The first step is never guided, whatever the pairs, as in the authors' code.
     """
 
-    loss: PairLoss = ConditionalHardNegative()  # the loss on pairs of embeddings that guidance descends
+    loss: PairLoss = HardNegative()  # the loss on embeddings that guidance descends
+    pairs: PairChoice = field(
+        default=PreviousStep(), metadata={"neutral": PreviousStep()}
+    )  # what is a positive and what a negative
     strength: float = 97.65625  # multiple of the loss gradient that is added to eps
     strength_convention: Literal["sum", "paper"] = "sum"  # sum over the anchors' losses, or the paper's mean
-    window: Window = Window(sigma_min=2.04)  # guided noise levels; 2.04 is t = 400 of the linear schedule
-    features: NoisyFeatures | DenoisedFeatures = NoisyFeatures()  # what the encoder sees
+    strength_profile: StrengthProfile = field(
+        default=ConstantStrength(), metadata={"neutral": ConstantStrength()}
+    )  # how the strength changes along the noise levels
+    window: Window | TimestepWindow = Window(sigma_min=2.04)  # guided noise levels; 2.04 is t = 400, linear schedule
+    features: View = NoisyFeatures()  # what the encoder sees
+    embedding: FittedEmbedding | PerRunEmbedding | None = field(
+        default=None, metadata={"neutral": None}
+    )  # network on top of the encoder; none: its features, L2-normalised
+    clip: float | None = field(
+        default=None, metadata={"neutral": None}
+    )  # bound of the norm of an image's change of eps, relative to eps; none: no bound
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.strength):
             raise ValueError(f"Contrastive strength: expected a finite number, got {self.strength}")
         if self.strength_convention not in ("sum", "paper"):
             raise ValueError(f"strength_convention: expected 'sum' or 'paper', got {self.strength_convention!r}")
+        if self.clip is not None and not self.clip > 0:
+            raise ValueError(f"Contrastive clip: expected None or a bound above 0 (0.5, say), got {self.clip}")
+
+    def guided_steps(self, sigmas: Sigmas) -> int:
+        """How many steps of a schedule are guided. ValueError where none is."""
+        return guided_steps(self.window, sigmas, first=1)
+
+    def check(self, sigmas: Sigmas, batch: int | None = None) -> None:
+        """Raise what is wrong with the plan whatever the networks and classes.
+
+        No step in the window, a batch of 1 image, a loss that does not go with the pairs (labels with tau_plus > 0).
+        """
+        self.guided_steps(sigmas)
+        if batch is not None:
+            self.dry_run(batch, torch.arange(batch))
+
+    def dry_run(self, batch: int, labels: Labels | None) -> None:
+        """Raise for this batch what the loss would raise at the first guided step."""
+        device = None if labels is None else labels.device
+        rows, real = torch.ones(batch, 1, device=device), self.pairs.reals(batch)
+        reals = Reals(torch.ones(real, 1, device=device), torch.zeros(real, dtype=torch.int64, device=device))
+        self.losses(rows, rows, reals, labels)
+
+    def losses(self, query: Tensor, previous: Tensor | None, reals: Reals | None, labels: Tensor | None) -> Tensor:
+        """One loss per anchor, [B] or [2B]: embeddings [B, E] of this step and of the one before, labels [B] if any."""
+        known = labels if self.pairs.conditional or self.loss.supervised else None
+        pairing = self.pairs.arrange(query, previous, reals, known)
+        clamp = self.strength_convention == "paper"
+        return self.loss(query, pairing.positive, pairing.negatives, known, allowed=pairing.allowed, clamp=clamp)
+
+    def multiple(self, sigma: float) -> float:
+        """The multiple of the gradient that x0-hat is shifted by: -sigma times the strength at this sigma."""
+        return -sigma * self.strength * self.strength_profile.factor(sigma)
 
 
-def _check_eval(network: Callable[..., Tensor], role: str) -> None:
-    if isinstance(network, nn.Module) and network.training:
-        raise ValueError(
-            f"{role}: expected a network in eval mode, got one in train mode, whose output depends on the batch and on "
-            "every batch before; call .eval()"
-        )
+def _unit(features: Tensor) -> Tensor:
+    return F.normalize(features, dim=1)
 
 
-def _check_window(window: Window, sigmas: Sigmas, first: int) -> None:
-    levels = sigmas[first:-1].tolist()
-    if not any(window.contains(sigma) for sigma in levels):
-        raise ValueError(
-            f"guidance: expected at least one guided step, got none: {window} holds no sigma of the schedule after its "
-            f"first step, {levels[0] if levels else 'none'} to {levels[-1] if levels else 'none'}; "
-            "Window.of_timesteps converts a range of timesteps"
-        )
+@dataclass(frozen=True, kw_only=True, eq=False)
+class State:
+    """What contrastive guidance carries through a block: its seed, and features from before the embedding.
+
+    seen [B, D]: of the step before, where that was guided; reals: of the block's real images, once drawn.
+    """
+
+    seed: int
+    seen: Tensor | None = None
+    reals: Reals | None = None
 
 
 class ContrastiveGuidance:
-    """CDP's guidance (Algorithm 1): pull each image towards its previous step, push it from others of its batch.
+    """CDP's guidance (Algorithm 1): pull each image towards its positive, push it from its negatives.
 
-    shift = -sigma * strength * gradient of the summed losses, in the spec's coordinate. The positive is the image's own
-    previous step, so the first step is never guided. Its features are last step's anchors', kept in the state: each
-    image is encoded once per guided step. The encoder's parameters receive no gradient.
+    shift = -sigma * strength * gradient of the reduced losses, in the view's coordinate. Each image is encoded once per
+    guided step: the features of the previous step are kept in the state. The encoder's parameters receive no gradient.
 
-    encoder: images [B, ...] -> [B, D], L2-normalised here; negatives [M, D]: normalised embeddings, for example of real
-    images, to be used instead of the batch's own (CDP appendix C.1, third choice of pairs).
+    encoder: as the view calls it, images [B, ...] -> [B, D], for `NoiseConditionedFeatures` (x_vp, sigma) -> [B, D].
+    real: what real pairs are drawn from. embedding: the fitted network of spec.embedding, or learner: one that takes an
+    Adam step after each guided step. micro_batch: encode so many images at a time, for less memory (same result).
+    `tally`, counted from the last `init`: guided images x evaluations, how many of them were clipped, and the largest
+    change of eps relative to eps.
     """
 
-    def __init__(self, spec: Contrastive, encoder: Encoder, negatives: Tensor | None = None) -> None:
-        _check_eval(encoder, "encoder")
-        self.spec, self.encoder, self.negatives = spec, encoder, negatives
+    def __init__(
+        self,
+        spec: Contrastive,
+        encoder: AnyEncoder,
+        *,
+        real: RealImages | None = None,
+        embedding: nn.Module | None = None,
+        learner: EmbeddingLearner | None = None,
+        micro_batch: int | None = None,
+    ) -> None:
+        check_eval(encoder, "encoder")
+        if embedding is not None:
+            check_eval(embedding, "embedding")
+        if micro_batch is not None and micro_batch < 1:
+            raise ValueError(f"micro_batch: expected None or 1 or more images, got {micro_batch}")
+        self.spec, self.encoder, self.real = spec, encoder, real
+        self.embedding, self.learner, self.micro_batch = embedding, learner, micro_batch
+        self.tally: dict[str, float] = _zero()
 
-    def check(self, sigmas: Sigmas, labels: Labels | None = None, *, batch: int | None = None) -> None:
-        """Raise the ValueErrors of a whole run before it starts: no step in the window, a batch or labels the loss
-        cannot use (1 image, 1 class, none). Give labels [B], or the batch size where sampling is without labels."""
-        _check_window(self.spec.window, sigmas, first=1)
+    def check(
+        self,
+        sigmas: Sigmas,
+        labels: Labels | None = None,
+        batch: int | None = None,
+        shape: tuple[int, ...] | None = None,
+        device: str | torch.device = "cpu",
+    ) -> None:
+        """Raise the ValueErrors of a whole run before it starts.
+
+        No step in the window; a batch or labels that loss and pairs cannot use (1 image, 1 class, none); real images or
+        an embedding network that are missing; with `shape`, that of one image: an encoder that cannot take it, or gives
+        no [B, D]. Give labels [B], or the batch size where sampling is without labels.
+        """
+        self.spec.guided_steps(sigmas)
+        self._check_parts()
         size = len(labels) if labels is not None else batch
         if size is not None:
-            self._probe(torch.ones(size, 1), labels)
+            self.spec.dry_run(size, labels)
+            self._draw(size, labels, seed=0)
+        if shape is not None:
+            self._check_encoder(trial(self.encoder, shape, device))
 
-    def init(self, block: int, generator: Generator | None = None) -> None:
-        """No features seen yet."""
+    def init(self, block: int, generator: Generator | None = None) -> State:
+        """The state of a block, with nothing seen yet. ValueError where real images or an embedding are missing.
 
-    def __call__(self, state: Tensor | None, step: Step) -> tuple[Tensor | None, Tensor | None]:
-        """(shift of x0-hat [B, ...] or None outside the window, features [B, D] for the next evaluation or None)."""
+        The generator is read, not advanced, so that a guided and a plain block get the same noise from it.
+        """
+        self._check_parts()
+        self.tally = _zero()
+        source = or_fresh(generator).clone_state()
+        seed = torch.randint(2**62, (), generator=source, device=source.device, dtype=torch.int64)
+        return State(seed=derive(int(seed), "contrastive guidance", block))
+
+    def __call__(self, state: State, step: Step) -> tuple[Tensor | None, State]:
+        """(shift of x0-hat [B, ...] or None where it does not act, the state for the next evaluation)."""
         if step.index == 0 or step.previous is None:
-            self._probe(step.x.new_ones(len(step.x), 1), step.labels)
-            return None, None
+            self.spec.dry_run(len(step.x), step.labels)
+            return None, state
         if not self.spec.window.contains(step.sigma):
-            return None, None
-        positive = self._features(step.previous) if state is None else state
-        gradient, anchor = self._gradient(step, positive)
+            return None, replace(state, seen=None)
+        previous = self._previous(state, step.previous)
+        reals = self._reals(step, state.seed) if state.reals is None else state.reals
+        gradient, anchor = self._gradient(step, previous, reals)
+        if self.learner is not None:  # after the images' gradient, as in the authors' one backward pass for both
+            self.learner.learn(lambda embed: self._losses(embed, anchor, previous, reals, step.labels))
+        shift = self._limited(self.spec.multiple(step.sigma) * gradient, step)
         # what comes next has the start of this step as its `previous`, whichever evaluation this is
-        return -step.sigma * self.spec.strength * gradient, anchor if step.stage == 0 else positive
+        seen = anchor if step.stage == 0 else previous
+        return shift, replace(state, seen=seen if self.spec.pairs.needs_previous else None, reals=reals)
 
-    def _probe(self, rows: Tensor, labels: Tensor | None) -> None:
-        """A dry run of the loss: it raises now what it would raise at the first guided step."""
-        self.spec.loss(rows, rows, None if self.negatives is None else rows[:1], labels)
+    def _previous(self, state: State, before: Step) -> Tensor | None:
+        """[B, D] features of the step before, encoded here where the window has only just opened."""
+        if state.seen is not None or not self.spec.pairs.needs_previous:
+            return state.seen
+        return self._frozen(self.spec.features.variable(before), before.sigma)
 
-    def _features(self, step: Step) -> Tensor:
-        """[B, D] features of a step: of the one before the window, when the window has only just opened."""
-        with torch.no_grad():
-            return self._encode(self.spec.features.variable(step))
+    def _draw(self, batch: int, labels: Tensor | None, seed: int) -> Tensor | None:
+        """[N] indices of a block's real images; None where the pairs take none."""
+        if self.real is None or not self.spec.pairs.reals(batch):
+            return None
+        return self.spec.pairs.draw(self.real, batch, labels, named_generator(seed, "real pairs"))
 
-    def _gradient(self, step: Step, positive: Tensor) -> tuple[Tensor, Tensor]:
-        """Gradient of the reduced loss in the spec's coordinate [B, ...], and the anchors' features [B, D]."""
-        variable = self.spec.features.variable(step).detach().requires_grad_()
+    def _reals(self, step: Step, seed: int) -> Reals | None:
+        """Features of a block's real images, which are clean: sigma 0."""
+        drawn = self._draw(len(step.x), step.labels, seed)
+        if drawn is None or self.real is None:
+            return None
+        drawn = drawn.to(self.real.images.device)
+        images = self.real.images[drawn].to(step.x)
+        return Reals(self._frozen(clean(images), 0.0), self.real.labels[drawn].to(step.x.device))
+
+    def _gradient(self, step: Step, previous: Tensor | None, reals: Reals | None) -> tuple[Tensor, Tensor]:
+        """Gradient of the reduced losses in the view's coordinate [B, ...], and the anchors' features [B, D]."""
+        variable = self.spec.features.variable(step)
+        anchor, pull_back = with_pullback(lambda v: self._encode(v, step.sigma), variable, self.micro_batch)
+        leaf = anchor.clone().requires_grad_()
         with torch.enable_grad():
-            anchor = self._encode(variable)
-            losses = self.spec.loss(anchor, positive, self.negatives, step.labels)
+            losses = self._losses(self._embed, leaf, previous, reals, step.labels)
             total = losses.sum() if self.spec.strength_convention == "sum" else losses.mean()
-        return torch.autograd.grad(total, variable)[0], anchor.detach()
+        return pull_back(torch.autograd.grad(total, leaf)[0]), anchor
 
-    def _encode(self, variable: Tensor) -> Tensor:
-        return F.normalize(self.encoder(self.spec.features.image(variable)), dim=1)
+    def _losses(
+        self, embed: Embed, anchor: Tensor, previous: Tensor | None, reals: Reals | None, labels: Tensor | None
+    ) -> Tensor:
+        """The spec's losses of features [B, D] under an embedding."""
+        before = None if previous is None else embed(previous)
+        real = None if reals is None else Reals(embed(reals.features), reals.labels)
+        return self.spec.losses(embed(anchor), before, real, labels)
+
+    def _limited(self, shift: Tensor, step: Step) -> Tensor:
+        """The shift within `clip` of its step, image by image; counts. Changes of eps and of x0 share one ratio."""
+        smallest = torch.finfo(shift.dtype).tiny
+        length = (step.x - step.raw).flatten(1).norm(dim=1).clamp_min(smallest)
+        ratio = shift.flatten(1).norm(dim=1) / length
+        over = torch.zeros_like(ratio, dtype=torch.bool) if self.spec.clip is None else ratio > self.spec.clip
+        count, largest = torch.stack([over.sum().to(ratio), ratio.max()]).tolist()
+        self.tally = {
+            "guided": self.tally["guided"] + len(shift),
+            "clipped": self.tally["clipped"] + count,
+            "largest_ratio": max(self.tally["largest_ratio"], largest),
+        }
+        if self.spec.clip is None or not count:
+            return shift
+        scale = torch.where(over, self.spec.clip / ratio, torch.ones_like(ratio))
+        return shift * scale.reshape(-1, *[1] * (shift.dim() - 1))
+
+    def _embed(self, features: Tensor) -> Tensor:
+        network = self.embedding if self.learner is None else self.learner.network
+        return _unit(features) if network is None else network(features)
+
+    def _encode(self, variable: Tensor, sigma: float) -> Tensor:
+        return checked(self.spec.features.encode(self.encoder, variable, sigma), variable)
+
+    def _frozen(self, variable: Tensor, sigma: float) -> Tensor:
+        return without_graph(lambda v: self._encode(v, sigma), variable, self.micro_batch)
+
+    def _check_parts(self) -> None:
+        if self.spec.pairs.reals(2) and self.real is None:
+            raise ValueError(
+                f"{type(self.spec.pairs).__name__}: expected real images, got none; pass real=RealImages(...)"
+            )
+        given = [n for n, part in (("embedding", self.embedding), ("learner", self.learner)) if part is not None]
+        kind = self.spec.embedding
+        allowed = {FittedEmbedding: (["embedding"], ["learner"]), PerRunEmbedding: (["learner"],), type(None): ([],)}
+        if given not in allowed[type(kind)]:
+            raise ValueError(
+                f"contrastive guidance with embedding {type(kind).__name__}: expected "
+                f"{' or '.join(' and '.join(names) or 'no embedding network' for names in allowed[type(kind)])}, got "
+                f"{' and '.join(given) or 'none'}; a FittedEmbedding is fitted first and given as `embedding`"
+            )
+
+    def _check_encoder(self, images: Tensor) -> None:
+        """Try the encoder on images of the right shape."""
+        if self.real is not None and self.spec.pairs.reals(2) and self.real.images.shape[1:] != images.shape[1:]:
+            raise ValueError(
+                f"real pairs: expected real images of the generated shape {tuple(images.shape[1:])}, got "
+                f"{tuple(self.real.images.shape[1:])}; resize them"
+            )
+        try:
+            with torch.no_grad():
+                features: Any = self.spec.features.encode(self.encoder, images, 1.0)
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+            raise ValueError(
+                f"encoder: expected features [B, D] of images of shape {tuple(images.shape[1:])} under "
+                f"{type(self.spec.features).__name__}, but it failed: {error}; use an encoder of images of this size"
+            ) from error
+        self._embed(checked(features, images))
 
 
-@dataclass(frozen=True, kw_only=True)
-class TowardsClass:
-    """What classifier guidance does (Dhariwal and Nichol 2021), on denoised images and without the denoiser's Jacobian.
-
-    In its place stands that of Gaussian data, so that the shift, sigma^2 times the gradient in x, stays bounded:
-    shift = strength * sigma^2 s^2 / (sigma^2 + s^2) * grad_{x0} log p(label | x0), with s = sigma_data.
-    """
-
-    strength: float = 1.0  # 1: Bayes' rule; more sharpens the class
-    sigma_data: float = 0.5  # standard deviation of images in [-1, 1]
-    window: Window = Window()  # guided noise levels
+def _zero() -> dict[str, float]:
+    return {"guided": 0.0, "clipped": 0.0, "largest_ratio": 0.0}
 
 
-class ClassifierGuidance:
-    """Guidance towards each image's label by a classifier of images in [0, 1] -> logits [B, K]; it keeps no state."""
+@runtime_checkable
+class CheckedGuidance(Protocol):
+    """A Guidance that can say before sampling what would not work: what `GuidanceSum` is made of."""
 
-    def __init__(self, spec: TowardsClass, classifier: Callable[[Tensor], Tensor]) -> None:
-        _check_eval(classifier, "classifier")
-        self.spec, self.classifier = spec, classifier
+    def check(
+        self,
+        sigmas: Tensor,
+        labels: Tensor | None = None,
+        batch: int | None = None,
+        shape: tuple[int, ...] | None = None,
+        device: str | torch.device = "cpu",
+    ) -> None: ...
 
-    def check(self, sigmas: Sigmas, labels: Labels | None = None, *, batch: int | None = None) -> None:
-        """Raise the ValueErrors of a whole run before it starts: no step in the window, no labels."""
-        _check_window(self.spec.window, sigmas, first=0)
-        self._labels(labels)
+    def init(self, block: int, generator: Generator | None = None) -> Any: ...
 
-    def init(self, block: int, generator: Generator | None = None) -> None:
-        """Nothing to keep."""
-
-    def __call__(self, state: None, step: Step) -> tuple[Tensor | None, None]:
-        """(shift of x0-hat [B, ...] or None outside the window, None)."""
-        labels = self._labels(step.labels)
-        if not self.spec.window.contains(step.sigma):
-            return None, None
-        x0 = step.raw.detach().requires_grad_()
-        with torch.enable_grad():
-            log_p = -F.cross_entropy(self.classifier((x0 + 1) / 2), labels, reduction="sum")
-        s2, v = step.sigma**2, self.spec.sigma_data**2
-        return self.spec.strength * s2 * v / (s2 + v) * torch.autograd.grad(log_p, x0)[0], None
-
-    @staticmethod
-    def _labels(labels: Tensor | None) -> Tensor:
-        if labels is None:
-            raise ValueError("classifier guidance: expected labels to guide towards, got None; sample with labels")
-        return labels
+    def __call__(self, state: Any, step: Step) -> tuple[Tensor | None, Any]: ...
 
 
 class GuidanceSum:
     """Several guidances at once: their shifts are added, each keeps its own state."""
 
-    def __init__(self, *parts: Guidance) -> None:
+    def __init__(self, *parts: CheckedGuidance) -> None:
         self.parts = parts
+
+    def check(
+        self,
+        sigmas: Sigmas,
+        labels: Labels | None = None,
+        batch: int | None = None,
+        shape: tuple[int, ...] | None = None,
+        device: str | torch.device = "cpu",
+    ) -> None:
+        """Raise what any part raises."""
+        for part in self.parts:
+            part.check(sigmas, labels, batch, shape, device)
 
     def init(self, block: int, generator: Generator | None = None) -> tuple[Any, ...]:
         """The states of the parts, in order."""

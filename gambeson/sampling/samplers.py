@@ -1,199 +1,44 @@
 """Samplers: generators of Steps that walk noise down the sigmas of one space, x = x0 + sigma n (METHOD 1.3).
 
-A step is: network -> guidance (a shift of x0-hat) -> clamp of x0-hat, if any -> the sampler's own update.
-The trajectory is kept in float64 (the cosine schedule reaches sigma 2e4); network and guidance see the noise's dtype.
 Each Step holds the state that was evaluated; the last one, at sigma 0, the sample: `*_, last = sampler(...)`, `last.x`.
+A sampler is its update alone; start, guidance, clamp and checks are `gambeson.sampling.walk.Walk`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from itertools import pairwise
-from typing import Any, Protocol, runtime_checkable
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
-import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
-from gambeson.randomness import or_fresh
-from gambeson.types import Denoiser, Guidance, Sigmas, Step
+from gambeson.errors import require
+from gambeson.sampling.walk import Evaluation, NotFiniteError, Walk
+from gambeson.types import Step
 
-
-class NotFiniteError(ValueError):
-    """The network or the guidance returned NaN or infinity; the message names step, sigma and block."""
-
-
-@dataclass(kw_only=True)
-class _Evaluation:
-    """Network, guidance and clamp at one point; carries the guidance's state and the generator through a block."""
-
-    denoise: Denoiser
-    guidance: Guidance | None
-    labels: Tensor | None
-    clip: float | None
-    dtype: torch.dtype
-    generator: Generator
-    block: int
-    steps: int
-    state: Any = None
-
-    def __call__(
-        self, index: int, x: Tensor, sigma: float, previous: Step | None, stage: int = 0, guide: bool = True
-    ) -> Step:
-        """The Step at (x, sigma): x0-hat before and after guidance and clamp."""
-        seen = x.to(self.dtype)
-        with torch.no_grad():
-            raw = self.denoise(seen, sigma, self.labels).to(self.dtype)
-        self._inspect(raw, seen, f"the denoiser at step {index} (stage {stage}, sigma {sigma:.4g})")
-        before = None if previous is None else replace(previous, previous=None)
-        step = Step(
-            index=index, stage=stage, x=seen, sigma=sigma, raw=raw, guided=raw, labels=self.labels, previous=before
-        )
-        guided = self._guided(step) if guide else raw
-        return replace(step, guided=guided if self.clip is None else guided.clamp(-self.clip, self.clip))
-
-    def _guided(self, step: Step) -> Tensor:
-        if self.guidance is None:
-            return step.raw
-        shift, self.state = self.guidance(self.state, step)
-        if shift is None:
-            return step.raw
-        self._inspect(shift, step.x, f"the guidance at step {step.index} (stage {step.stage}, sigma {step.sigma:.4g})")
-        return step.raw + shift
-
-    def _inspect(self, out: Tensor, x: Tensor, source: str) -> None:
-        if out.shape != x.shape:
-            raise ValueError(
-                f"{source}: expected the shape of x, {tuple(x.shape)}, got {tuple(out.shape)}; "
-                "a network that also predicts variances has to drop those channels in its wrapper"
-            )
-        finite = out.isfinite().flatten(1).all(1)
-        if not finite.all():
-            raise NotFiniteError(
-                f"{source} of block {self.block}: expected finite numbers, got NaN or infinity in "
-                f"{int((~finite).sum())} of {len(finite)} images, the first is {int((~finite).nonzero()[0])}; "
-                "usual causes: half precision, a guidance strength too large, weights that do not fit the wrapper"
-            )
-
-    def noise(self, x: Tensor) -> Tensor:
-        """Fresh standard normal numbers of x's shape, drawn where the generator lives, in the network's dtype."""
-        drawn = torch.randn(x.shape, generator=self.generator, device=self.generator.device, dtype=self.dtype)
-        return drawn.to(x)
-
-
-@runtime_checkable
-class _Update(Protocol):
-    """What differs between samplers."""
-
-    @property
-    def vp_start(self) -> bool: ...
-    @property
-    def clip(self) -> float | None: ...
-    def _advance(
-        self, evaluate: _Evaluation, index: int, x: Tensor, sigma: float, lower: float, previous: Step | None
-    ) -> tuple[Step, Tensor]:
-        """The Step at (x, sigma) and the state at the next sigma, `lower`."""
-        ...
-
-
-def _check(noise: Tensor, sigmas: Tensor, labels: Tensor | None) -> None:
-    """ValueError, before anything runs, for what would only fail or mislead later."""
-    if len(sigmas) < 2 or sigmas[-1] != 0 or not (sigmas.diff() < 0).all():
-        raise ValueError(
-            f"sigmas: expected at least 2 strictly decreasing values that end with 0, got {sigmas.tolist()[:6]}... "
-            f"of length {len(sigmas)}; karras_sigmas and ddim_sigmas give such"
-        )
-    if not noise.is_floating_point() or not noise.isfinite().all():
-        bad = int((~noise.isfinite()).sum())
-        raise ValueError(f"noise: expected finite floating-point normals, got {noise.dtype} with {bad} not finite")
-    if labels is not None and labels.shape != noise.shape[:1]:
-        raise ValueError(
-            f"labels: expected one class per row of noise, shape {tuple(noise.shape[:1])}, got {tuple(labels.shape)}"
-        )
-
-
-def _open(
-    update: _Update,
-    denoise: Denoiser,
-    noise: Tensor,
-    sigmas: Tensor,
-    guidance: Guidance | None,
-    labels: Tensor | None,
-    generator: Generator | None,
-    block: int,
-) -> Iterator[Step]:
-    """Check, then start: at sigma n (EDM), or at sqrt(1 + sigma^2) n, unit variance in VP coordinates (DDPM, DDIM)."""
-    _check(noise, sigmas, labels)
-    levels: list[float] = sigmas.double().tolist()
-    evaluate = _Evaluation(
-        denoise=denoise,
-        guidance=guidance,
-        labels=labels,
-        clip=update.clip,
-        dtype=noise.dtype,
-        generator=or_fresh(generator),
-        block=block,
-        steps=len(levels) - 1,
-    )
-    evaluate.state = None if guidance is None else guidance.init(block, evaluate.generator)
-    x = noise.detach().double() * (math.sqrt(1 + levels[0] ** 2) if update.vp_start else levels[0])
-    return _walk(update, evaluate, x, levels)
-
-
-def _walk(update: _Update, evaluate: _Evaluation, x: Tensor, levels: list[float]) -> Iterator[Step]:
-    """The loop all samplers share: N evaluated Steps, then the sample as a Step at sigma 0."""
-    step: Step | None = None
-    for index, (sigma, lower) in enumerate(pairwise(levels)):
-        step, x = update._advance(evaluate, index, x, sigma, lower, step)
-        yield step
-    assert step is not None
-    last = replace(step, previous=None)
-    yield replace(last, index=evaluate.steps, x=x.to(evaluate.dtype), sigma=0.0, previous=last)
-
-
-def _check_clip(clip: float | None) -> None:
-    if clip is not None and not clip > 0:
-        raise ValueError(f"clip: expected None or a bound above 0 (images live in [-1, 1], so 1), got {clip}")
+__all__ = ["DDIM", "DDPM", "DPMSolverPP", "Euler", "Heun", "NotFiniteError"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class DDIM:
-    """DDIM (Song et al. 2021, eq. 12 and 16), written in sigma space.
+class DDIM(Walk):
+    """DDIM (Song et al. 2021, eq. 12 and 16), written in sigma space; one network call per step.
 
-    eta 0 is Euler's method on the probability-flow ODE (order 1), eta 1 the DDPM ancestral sampler with its smaller
-    variance; one network call per step. Calling it: noise [B, ...] unit normal, sigmas [N + 1] decreasing to 0,
-    labels [B] or None -> N + 1 Steps. ValueError at once for bad inputs, NotFiniteError where the network breaks.
+    eta 0 is Euler's method on the probability-flow ODE (CDP eq. 4), eta 1 the DDPM ancestral sampler with its smaller
+    variance. Calling it: see `Walk.__call__`.
     """
 
+    order: ClassVar[int] = 1
     eta: float = 0.0  # share of fresh noise: 0 deterministic, 1 ancestral
-    vp_start: bool = False  # start at sqrt(1 + sigma^2) noise, as VP models do, instead of sigma noise
-    clip: float | None = None  # clamp the guided x0-hat to [-clip, clip]; none: leave it
 
     def __post_init__(self) -> None:
-        if not 0 <= self.eta <= 1:
-            raise ValueError(f"DDIM eta: expected 0 (deterministic) to 1 (ancestral), got {self.eta}")
-        _check_clip(self.clip)
-
-    def __call__(
-        self,
-        denoise: Denoiser,
-        noise: Tensor,
-        sigmas: Sigmas,
-        guidance: Guidance | None = None,
-        *,
-        labels: Tensor | None = None,
-        generator: Generator | None = None,
-        block: int = 0,
-    ) -> Iterator[Step]:
-        """Walk `noise` down `sigmas`; the generator feeds only the fresh noise of eta > 0 and the guidance."""
-        return _open(self, denoise, noise, sigmas, guidance, labels, generator, block)
+        super().__post_init__()
+        require(0 <= self.eta <= 1, "DDIM eta", "0 (deterministic) to 1 (ancestral)", self.eta)
 
     def _advance(
-        self, evaluate: _Evaluation, index: int, x: Tensor, sigma: float, lower: float, previous: Step | None
+        self, evaluate: Evaluation, index: int, x: Tensor, sigma: float, lower: float, previous: Step | None
     ) -> tuple[Step, Tensor]:
         step = evaluate(index, x, sigma, previous)
-        x0 = step.guided.double()
+        x0 = step.guided.to(x)
         eps = (x - x0) / sigma
         up = self.eta * lower * math.sqrt(sigma**2 - lower**2) / sigma  # eq. 16 divided by sqrt(abar of the next step)
         x = x0 + math.sqrt(lower**2 - up**2) * eps
@@ -201,53 +46,126 @@ class DDIM:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Heun:
-    """EDM's stochastic sampler (Karras et al. 2022, Algorithm 2): order 2, 2N - 1 network calls, exact ODE at churn 0.
+class DDPM(Walk):
+    """Ancestral sampling (Ho et al. 2020, Algorithm 2; CDP section 2.2), written in sigma space; one call per step.
 
-    With churn, a Step holds the raised state and sigma, which is what network and guidance saw. The second evaluation
-    (stage 1, its `previous` is the start of the step) is not yielded. Calling it: as `DDIM`.
+    The posterior mean of q(x_s | x_t, x0) plus noise of variance beta~ ('small') or beta ('large'), where beta is that
+    of the whole step, 1 - abar_t / abar_s, so that any sub-sequence of the timesteps can be walked (as 250 of 1,000 in
+    minimal-diffusion). There is no noise in the last step, whose 'large' variance is therefore never used: the floor
+    that OpenAI's code puts under its logarithm changes nothing. 'small' is DDIM with eta 1.
+    """
+
+    order: ClassVar[int] = 1
+    vp_start: bool = True  # start at sqrt(1 + sigma^2) noise, as VP models do, instead of sigma noise
+    variance: Literal["small", "large"] = "small"  # fresh noise: beta~, right for a point, or beta, right for N(0, I)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.variance in ("small", "large"), "DDPM variance", "'small' or 'large'", self.variance)
+
+    def _advance(
+        self, evaluate: Evaluation, index: int, x: Tensor, sigma: float, lower: float, previous: Step | None
+    ) -> tuple[Step, Tensor]:
+        step = evaluate(index, x, sigma, previous)
+        if lower == 0:
+            return step, step.guided.to(x)
+        kept = (lower / sigma) ** 2  # Ho et al. eq. 7, divided by sqrt(abar of the next step)
+        x0 = step.guided.to(x)
+        # beta / abar_s with abar = 1 / (1 + sigma^2); beta~ is beta (1 - abar_s) / (1 - abar_t)
+        scale = kept if self.variance == "small" else (1 + lower**2) / (1 + sigma**2)
+        return step, x0 + kept * (x - x0) + math.sqrt(scale * (sigma**2 - lower**2)) * evaluate.noise(x)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Churned(Walk):
+    """EDM's churn (Karras et al. 2022, Algorithm 2, lines 4 to 6): noise is added before a step that removes it again.
+
+    With churn, a Step holds the raised state and sigma, which is what network and guidance saw.
     """
 
     churn: float = 0.0  # total amount of noise added and removed again; 0: deterministic
     s_min: float = 0.0  # lowest sigma with churn
     s_max: float | None = None  # highest sigma with churn; none: no bound
     s_noise: float = 1.0  # scale of the added noise
-    guide_second: bool = False  # guide the second evaluation of a step as well
-    vp_start: bool = False  # start at sqrt(1 + sigma^2) noise, as VP models do, instead of sigma noise
-    clip: float | None = None  # clamp the guided x0-hat to [-clip, clip]; none: leave it
 
     def __post_init__(self) -> None:
-        if self.churn < 0 or self.s_noise < 0 or (self.s_max is not None and self.s_min > self.s_max):
-            raise ValueError(f"Heun: expected churn >= 0, s_noise >= 0 and s_min <= s_max, got {self}")
-        _check_clip(self.clip)
+        super().__post_init__()
+        amounts = self.churn >= 0 and self.s_noise >= 0
+        ends = self.s_min >= 0 and (self.s_max is None or self.s_min <= self.s_max)
+        require(amounts and ends, type(self).__name__, "churn >= 0, s_noise >= 0 and 0 <= s_min <= s_max", self)
 
-    def __call__(
-        self,
-        denoise: Denoiser,
-        noise: Tensor,
-        sigmas: Sigmas,
-        guidance: Guidance | None = None,
-        *,
-        labels: Tensor | None = None,
-        generator: Generator | None = None,
-        block: int = 0,
-    ) -> Iterator[Step]:
-        """Walk `noise` down `sigmas`; the generator feeds only the churn and the guidance."""
-        return _open(self, denoise, noise, sigmas, guidance, labels, generator, block)
-
-    def _advance(
-        self, evaluate: _Evaluation, index: int, x: Tensor, sigma: float, lower: float, previous: Step | None
-    ) -> tuple[Step, Tensor]:
-        churned = self.s_min <= sigma and (self.s_max is None or sigma <= self.s_max)
-        gamma = min(self.churn / evaluate.steps, math.sqrt(2) - 1) if churned else 0.0
+    def _raised(self, evaluate: Evaluation, x: Tensor, sigma: float) -> tuple[Tensor, float]:
+        """The state and its sigma after the churn of this step."""
+        inside = self.s_min <= sigma and (self.s_max is None or sigma <= self.s_max)
+        gamma = min(self.churn / evaluate.steps, math.sqrt(2) - 1) if inside else 0.0
         raised = sigma * (1 + gamma)
         if gamma > 0:
             x = x + math.sqrt(raised**2 - sigma**2) * self.s_noise * evaluate.noise(x)
+        return x, raised
+
+
+@dataclass(frozen=True, kw_only=True)
+class Euler(Churned):
+    """EDM's sampler without its correction (Karras et al. 2022, Algorithm 2, lines 4 to 8): one call per step.
+
+    At churn 0 it is DDIM with eta 0. Calling it: see `Walk.__call__`.
+    """
+
+    order: ClassVar[int] = 1
+
+    def _advance(
+        self, evaluate: Evaluation, index: int, x: Tensor, sigma: float, lower: float, previous: Step | None
+    ) -> tuple[Step, Tensor]:
+        x, raised = self._raised(evaluate, x, sigma)
         step = evaluate(index, x, raised, previous)
-        d = (x - step.guided.double()) / raised
+        return step, x + (lower - raised) * (x - step.guided.to(x)) / raised
+
+
+@dataclass(frozen=True, kw_only=True)
+class Heun(Churned):
+    """EDM's stochastic sampler (Karras et al. 2022, Algorithm 2): 2N - 1 network calls, exact ODE at churn 0.
+
+    The second evaluation (stage 1, its `previous` is the start of the step) is not yielded. Calling it: see
+    `Walk.__call__`.
+    """
+
+    order: ClassVar[int] = 2
+    guide_second: bool = False  # guide the second evaluation of a step as well
+
+    def _advance(
+        self, evaluate: Evaluation, index: int, x: Tensor, sigma: float, lower: float, previous: Step | None
+    ) -> tuple[Step, Tensor]:
+        x, raised = self._raised(evaluate, x, sigma)
+        step = evaluate(index, x, raised, previous)
+        d = (x - step.guided.to(x)) / raised
         euler = x + (lower - raised) * d
         if lower == 0:
             return step, euler
         second = evaluate(index, euler, lower, step, stage=1, guide=self.guide_second)
-        d2 = (euler - second.guided.double()) / lower
+        d2 = (euler - second.guided.to(x)) / lower
         return step, x + (lower - raised) * (d + d2) / 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class DPMSolverPP(Walk):
+    """DPM-Solver++(2M) (Lu et al. 2022b, Algorithm 2), written in sigma space, where lambda = -log sigma.
+
+    One network call per step; the slope of x0-hat comes from the step before, so what is remembered is the guided and
+    clamped x0-hat. The first step is of order 1, and so is the last one, to sigma 0. Calling it: see `Walk.__call__`.
+    """
+
+    order: ClassVar[int] = 2
+    repeats: ClassVar[bool] = False
+
+    def _advance(
+        self, evaluate: Evaluation, index: int, x: Tensor, sigma: float, lower: float, previous: Step | None
+    ) -> tuple[Step, Tensor]:
+        step = evaluate(index, x, sigma, previous)
+        x0 = step.guided.to(x)
+        if lower == 0:
+            return step, x0
+        if previous is not None:
+            h, h_before = math.log(sigma / lower), math.log(previous.sigma / sigma)
+            x0 = x0 + h / (2 * h_before) * (x0 - previous.guided.to(x))  # x0-hat in the middle of the step
+        shrunk = lower / sigma
+        return step, shrunk * x + (1 - shrunk) * x0

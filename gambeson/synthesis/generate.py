@@ -1,13 +1,14 @@
-"""Generates synthetic images in blocks: a block's noise comes from (run seed, block) alone, whatever else is going on.
+"""Generates a store of synthetic images, block by block, in one process or several; and fits embedding networks.
 
-Two generations with the same seed and count start from the same noise and labels, so that plain and guided images can
-be laid side by side.
+A finished block is never sampled again, and is the same for any number of workers, shard size, order and restart.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable
+from concurrent.futures import FIRST_EXCEPTION, wait
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -17,99 +18,231 @@ from gambeson.data.datasets import ImageSet
 from gambeson.data.mixture import to_uint8
 from gambeson.data.synthetic import StoreWriter
 from gambeson.errors import UserError
-from gambeson.models.denoiser import NetworkDenoiser, load_denoiser
-from gambeson.models.resnet import load_classifier
-from gambeson.randomness import block_generator, block_noise, derive
-from gambeson.sampling.guidance import ClassifierGuidance, Contrastive, ContrastiveGuidance, TowardsClass
-from gambeson.sampling.samplers import DDIM, Heun
-from gambeson.sampling.schedules import karras_sigmas
-from gambeson.store import Artifact, Workspace, stage
-from gambeson.types import Sampler
+from gambeson.models.classifiers import load_encoder
+from gambeson.models.denoiser import load_denoiser
+from gambeson.models.files import load_tensors, load_weights, save_tensors
+from gambeson.processes import pool
+from gambeson.randomness import derive
+from gambeson.sampling.embedding import EmbeddingLearner, FittedEmbedding
+from gambeson.sampling.guidance import Contrastive, ContrastiveGuidance
+from gambeson.store import RESUME, Artifact, Machine, Workspace, stage
+from gambeson.synthesis.generation import Bound, Generation, Networks, sample_block
+
+UNCONDITIONED = -1
+"""The label in a store of images that were generated without a class."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class NoiseLevels:
-    """The noise levels that a sampler walks down (Karras et al. 2022, eq. 5)."""
+class Sources:
+    """Where the networks of a generation lie, so that any process can open them."""
 
-    steps: int = 12  # number of steps; Heun calls the network 2 steps - 1 times
-    sigma_min: float = 0.002  # lowest noise level before 0
-    sigma_max: float = 80.0  # noise level of the start
-    rho: float = 7.0  # how strongly the steps gather at low noise
+    denoiser: Path
+    encoder: Path | None = None
+    embedding: Path | None = None
+    real: ImageSet | None = None
 
-    def sigmas(self) -> Tensor:
-        """[steps + 1] float64, decreasing, the last one 0."""
-        return karras_sigmas(self.steps, self.sigma_min, self.sigma_max, self.rho)
+    @staticmethod
+    def of(
+        real: ImageSet | None, denoiser: Artifact, encoder: Artifact | None, embedding: Artifact | None = None
+    ) -> Sources:
+        """The files of these stages."""
+        return Sources(
+            denoiser=denoiser.file("denoiser.safetensors"),
+            encoder=None if encoder is None else encoder.file("classifier.safetensors"),
+            embedding=None if embedding is None else embedding.file("embedding.safetensors"),
+            real=real,
+        )
 
-
-def _no_encoder(images: Tensor) -> Tensor:
-    """Stands in for the encoder while a recipe is checked."""
-    return images.flatten(1)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Generation:
-    """How synthetic images are generated."""
-
-    count: int = 4000  # synthetic images to generate, over all classes in turn
-    block: int = 100  # images per block: the unit of reproducibility and the batch that guidance contrasts
-    blocks_per_shard: int = 10  # whole blocks per shard file
-    sampler: Heun | DDIM = Heun()  # how the noise is walked down
-    levels: NoiseLevels = NoiseLevels()  # the noise levels
-    guidance: Contrastive | TowardsClass | None = Contrastive()  # what steers the sampler; none: plain diffusion
-
-    def __post_init__(self) -> None:
-        for name in ("count", "block", "blocks_per_shard"):
-            if getattr(self, name) < 1:
-                raise UserError(f"generation.{name}: expected a whole number above 0, got {getattr(self, name)}")
-        bound, sigmas = self.guide(_no_encoder), self.levels.sigmas()
-        if bound is not None:
-            bound.check(sigmas, torch.arange(self.block))  # what cannot work is said now, not in an hour
-
-    def guide(self, encoder: Any) -> ContrastiveGuidance | ClassifierGuidance | None:
-        """The guidance with its network: a classifier with .features, or any callable for the checks alone."""
-        if self.guidance is None:
-            return None
-        if isinstance(self.guidance, TowardsClass):
-            return ClassifierGuidance(self.guidance, encoder)
-        return ContrastiveGuidance(self.guidance, getattr(encoder, "features", encoder))
-
-    @property
-    def blocks(self) -> int:
-        """Number of blocks; the last one is sampled in full and cut."""
-        return -(-self.count // self.block)
-
-    def labels(self, block: int, classes: int) -> Tensor:
-        """[block] int64: the classes in turn, so that every block and every prefix is balanced."""
-        return (torch.arange(self.block) + block * self.block) % classes
+    def open(self, spec: Generation, device: str, seed: int) -> Networks:
+        """The networks on a device, checked against the real images; the run's seed draws an embedding's weights."""
+        denoiser = load_denoiser(self.denoiser).to(device)
+        _check_fit(denoiser.shape, denoiser.classes, self.real)
+        encoder = None if self.encoder is None else load_encoder(self.encoder).to(device)
+        networks = Networks(denoiser=denoiser, encoder=encoder, real=self.real)
+        embedding = spec.guidance.embedding if isinstance(spec.guidance, Contrastive) else None
+        if embedding is None or encoder is None:
+            return networks
+        weights = derive(seed, "embedding weights")
+        network = embedding.build(_features(encoder, denoiser.shape, device, spec), weights).to(device)
+        if spec.in_order or self.embedding is None:
+            return replace(networks, learner=EmbeddingLearner(network, embedding.learning_rate))
+        load_weights(network, load_tensors(self.embedding)[0], str(self.embedding))
+        return replace(networks, embedding=network.eval().requires_grad_(False))
 
 
-def sample_block(
-    spec: Generation, denoiser: NetworkDenoiser, encoder: Any, shape: tuple[int, int, int], block: int, seed: int
-) -> tuple[Tensor, Tensor]:
-    """Images [m, C, H, W] in [0, 1] and labels [m] of one block; `encoder`, a classifier, is used by guidance only."""
-    labels = spec.labels(block, denoiser.classes)
-    guidance = spec.guide(encoder)
-    sampler: Sampler = spec.sampler
-    noise = block_noise(seed, block, (spec.block, *shape))
-    draws = block_generator(seed, block, "sampler")
-    walk = sampler(denoiser, noise, spec.levels.sigmas(), guidance, labels=labels, generator=draws, block=block)
-    *_, last = walk
-    return ((last.x + 1) / 2).clamp(0, 1), labels
+def _check_fit(shape: tuple[int, int, int], classes: int, real: ImageSet | None) -> None:
+    if real is not None and (shape != real.shape or classes not in (0, len(real.class_names))):
+        raise UserError(
+            f"generate: expected a denoiser of the data's images, {real.shape} in {len(real.class_names)} classes, got "
+            f"one of {shape} in {classes or 'no'} classes; name the data it was trained on"
+        )
+
+
+def _features(encoder: torch.nn.Module, shape: tuple[int, int, int], device: str, spec: Generation) -> int:
+    """The width of the encoder's features for images of this shape."""
+    assert isinstance(spec.guidance, Contrastive)
+    with torch.no_grad():
+        image = torch.zeros(1, *shape, device=device)
+        return spec.guidance.features.encode(encoder.features, image, 1.0).shape[1]  # type: ignore[arg-type]
 
 
 @stage(revision=1)
+def fit_embedding(
+    work: Workspace, spec: Generation, real: ImageSet | None, denoiser: Artifact, encoder: Artifact, *, seed: int
+) -> None:
+    """Writes embedding.safetensors: fitted while warm-up blocks are sampled under its own guidance, then frozen."""
+    assert isinstance(spec.guidance, Contrastive)
+    assert isinstance(spec.guidance.embedding, FittedEmbedding)
+    machine = work.machine
+    networks = Sources.of(real, denoiser, encoder).open(spec, machine.device, seed)
+    assert networks.learner is not None
+    spec.check(networks, machine)
+    guidance, denoise = spec.bind(networks, machine), spec.denoise(networks.denoiser, machine)
+    total, warm = spec.guidance.embedding.warmup_blocks, derive(seed, "embedding warm-up")
+    for block in range(_resume(networks.learner, work.folder), total):
+        own = networks.denoiser
+        sample_block(spec, denoise, guidance, own.shape, own.classes, block, warm, machine.device)
+        _save(networks.learner, work.folder, block + 1)
+        work.progress(block + 1, total)
+    save_tensors(work.folder / "embedding.safetensors", networks.learner.network.state_dict(), {"kind": "embedding"})
+
+
+def _save(learner: EmbeddingLearner, folder: Path, blocks: int) -> None:
+    save_tensors(folder / RESUME, learner.save(), {"kind": "learner", "blocks": blocks})
+
+
+def _resume(learner: EmbeddingLearner, folder: Path) -> int:
+    """Number of blocks that the learner has seen; takes up its saved state."""
+    if not (folder / RESUME).exists():
+        return 0
+    tensors, header = load_tensors(folder / RESUME)
+    learner.load(tensors)
+    return header["blocks"]
+
+
+@stage(revision=2)
 def generate(
-    work: Workspace, spec: Generation, real: ImageSet, denoiser: Artifact, encoder: Artifact | None, *, seed: int
+    work: Workspace,
+    spec: Generation,
+    real: ImageSet | None,
+    denoiser: Artifact,
+    encoder: Artifact | None,
+    embedding: Artifact | None = None,
+    *,
+    seed: int,
 ) -> None:
     """Writes images/, a SyntheticStore; finished blocks are never sampled again."""
-    network = load_denoiser(denoiser.file("denoiser.safetensors"))
-    guide = load_classifier(encoder.file("classifier.safetensors")) if encoder is not None else None
+    sources = Sources.of(real, denoiser, encoder, embedding)
     writer = StoreWriter(root=work.folder / "images", blocks=spec.blocks, blocks_per_shard=spec.blocks_per_shard)
-    for block in range(spec.blocks):
-        if not writer.has(block):
-            images, labels = sample_block(spec, network, guide, real.shape, block, derive(seed, "generation"))
-            size = min(spec.block, spec.count - block * spec.block)
-            writer.put(block, to_uint8(images[:size]), labels[:size].numpy())
+    if spec.in_order:
+        _in_order(work, spec, sources, writer, seed)
+    else:
+        _in_any_order(work, spec, sources, writer, seed)
+    inputs = {"denoiser": denoiser, "encoder": encoder, "embedding": embedding}
+    origins = {name: None if made is None else made.digest for name, made in inputs.items()}
+    writer.finish({"generation": plain(spec), "seed": seed, "order_dependent": spec.in_order, **origins})
+
+
+def _in_order(work: Workspace, spec: Generation, sources: Sources, writer: StoreWriter, seed: int) -> None:
+    """One block after another, the embedding learning on: every image depends on all before it (METHOD 1.2)."""
+    networks = sources.open(spec, work.machine.device, seed)
+    assert networks.learner is not None
+    maker = Maker.start(spec, networks, writer, work.machine, seed)
+    for block in range(_resume(networks.learner, work.folder), spec.blocks):
+        maker.make(block)  # a block whose state was not saved is sampled again for the learner's sake, to the same bits
+        _save(networks.learner, work.folder, block + 1)
         work.progress(block + 1, spec.blocks)
-    origins = {"denoiser": denoiser.digest, "encoder": encoder.digest if encoder is not None else None}
-    writer.finish({"generation": plain(spec), "seed": seed, **origins})
+
+
+def _in_any_order(work: Workspace, spec: Generation, sources: Sources, writer: StoreWriter, seed: int) -> None:
+    missing = [block for block in range(spec.blocks) if not writer.has(block)]
+    done = spec.blocks - len(missing)
+    blocks = _here if work.machine.workers == 1 or len(missing) < 2 else _side_by_side
+    for _ in blocks(spec, sources, writer, work.machine, seed, missing):
+        done += 1
+        work.progress(done, spec.blocks)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Maker:
+    """Makes blocks one at a time and hands them to the store."""
+
+    spec: Generation
+    networks: Networks
+    guidance: Bound
+    writer: StoreWriter
+    machine: Machine
+    seed: int
+
+    @staticmethod
+    def start(spec: Generation, networks: Networks, writer: StoreWriter, machine: Machine, seed: int) -> Maker:
+        """Checks first that all fits."""
+        spec.check(networks, machine)
+        return Maker(
+            spec=spec,
+            networks=networks,
+            guidance=spec.bind(networks, machine),
+            writer=writer,
+            machine=machine,
+            seed=derive(seed, "generation"),
+        )
+
+    def sample(self, block: int) -> tuple[Tensor, Tensor | None]:
+        """Images [m, C, H, W] in [0, 1] and labels [m] (None without classes) of a block."""
+        spec, network = self.spec, self.networks.denoiser
+        denoise = spec.denoise(network, self.machine)
+        return sample_block(
+            spec, denoise, self.guidance, network.shape, network.classes, block, self.seed, self.machine.device
+        )
+
+    def make(self, block: int) -> int:
+        """Samples a block and stores it, unless it is there; the block."""
+        spec = self.spec
+        images, labels = self.sample(block)
+        size = min(spec.block, spec.count - block * spec.block)
+        labels = torch.full((spec.block,), UNCONDITIONED) if labels is None else labels
+        if not self.writer.has(block):
+            self.writer.put(block, to_uint8(images[:size]), labels[:size].numpy(), self._facts())
+        return block
+
+    def _facts(self) -> dict[str, float]:
+        """What the guidance had to clip in this block, where it may."""
+        if isinstance(self.guidance, ContrastiveGuidance) and self.guidance.spec.clip is not None:
+            return {f"guidance_{name}": value for name, value in self.guidance.tally.items()}
+        return {}
+
+
+def _here(
+    spec: Generation, sources: Sources, writer: StoreWriter, machine: Machine, seed: int, blocks: list[int]
+) -> Iterable[int]:
+    """The blocks one after another in this process."""
+    if blocks:
+        maker = Maker.start(spec, sources.open(spec, machine.device, seed), writer, machine, seed)
+        yield from map(maker.make, blocks)
+
+
+def _side_by_side(
+    spec: Generation, sources: Sources, writer: StoreWriter, machine: Machine, seed: int, blocks: list[int]
+) -> Iterable[int]:
+    """The blocks in several processes of one thread, whole shards to each, so that no two pack the same one."""
+    shards = sorted({block // spec.blocks_per_shard for block in blocks})
+    owners = {shard: i % machine.workers for i, shard in enumerate(shards)}
+    shares = [[b for b in blocks if owners[b // spec.blocks_per_shard] == w] for w in range(machine.workers)]
+    waiting = set(blocks)
+    with pool(machine.workers) as workers:
+        pending = {workers.submit(_share, spec, sources, writer, machine, seed, share) for share in shares if share}
+        while pending:
+            finished, pending = wait(pending, timeout=0.5, return_when=FIRST_EXCEPTION)
+            for future in finished:
+                future.result()
+            made = sorted(block for block in waiting if writer.has(block))
+            waiting -= set(made)
+            yield from made
+
+
+def _share(
+    spec: Generation, sources: Sources, writer: StoreWriter, machine: Machine, seed: int, blocks: list[int]
+) -> None:
+    """One worker's blocks."""
+    for _ in _here(spec, sources, writer, machine, seed, blocks):
+        pass

@@ -1,21 +1,26 @@
-"""Trains a class-conditional diffusion model on the real training images (EDM loss, averaged weights)."""
+"""Trains a diffusion model on the real training images: EDM's loss or a VP model's, averaged weights."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 import torch
+from torch import Generator, Tensor
 
 from gambeson.data.augment import PadCrop
-from gambeson.data.datasets import ImageSet
+from gambeson.data.datasets import ImageSet, Split
 from gambeson.data.mixture import Mixture
 from gambeson.errors import require
-from gambeson.models.denoiser import EDM, NetworkDenoiser, denoiser_header
+from gambeson.models.denoiser import EDM, VP, NetworkDenoiser, denoiser_header
 from gambeson.models.files import save_tensors
 from gambeson.models.unet import UNetSpec
 from gambeson.randomness import derive, generator
 from gambeson.store import Workspace, stage
-from gambeson.training.loop import Optimisation, TrainingState, fit
+from gambeson.training.loop import Losses, Optimisation, TrainingState, drawing_from, fit
+
+HELD_OUT = 1000
+"""Images, at most, on which the denoising loss is measured in training."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,34 +28,88 @@ class DenoiserTraining:
     """A denoiser and how it is trained."""
 
     network: UNetSpec = UNetSpec()  # the U-Net
-    preconditioning: EDM = EDM()  # what turns the network into a denoiser
+    preconditioning: EDM | VP = EDM()  # what turns the network into a denoiser
     optimisation: Optimisation = Optimisation(
         steps=2000, learning_rate=1e-3, momentum=0.0, weight_decay=0.0, average=0.999
     )  # how it is fitted
     augment: PadCrop = PadCrop(padding=0, flip=False)  # off by default: what is augmented here is generated later
     label_dropout: float = 0.0  # share of labels replaced by the null class (classifier-free guidance)
+    conditional: bool = field(default=True, metadata={"neutral": True})  # whether it is told the class
 
     def __post_init__(self) -> None:
         require(0 <= self.label_dropout < 1, "label_dropout", "a share from 0 to below 1", self.label_dropout)
+        allowed = self.conditional or self.label_dropout == 0
+        require(allowed, "label_dropout", "0 without classes (conditional: false)", self.label_dropout)
+
+    def build(self, shape: tuple[int, int, int], classes: int, seed: int) -> NetworkDenoiser:
+        """The untrained denoiser of images [C, H, W]. UserError for sides that the U-Net cannot halve."""
+        self.network.check(shape)
+        told = classes if self.conditional else 0
+        return NetworkDenoiser(
+            self.network.build(shape[0], told, seed),
+            self.preconditioning,
+            spec=self.network,
+            classes=told,
+            shape=shape,
+            conditional_only=self.conditional and self.label_dropout == 0,
+        )
 
 
-@stage(revision=1)
+@stage(revision=2)
 def train_denoiser(work: Workspace, spec: DenoiserTraining, real: ImageSet, *, seed: int) -> None:
-    """Writes denoiser.safetensors (averaged weights)."""
-    spec.network.check(real.shape)
-    network = spec.network.build(real.shape[0], len(real.class_names), derive(seed, "denoiser weights"))
-    denoiser = NetworkDenoiser(network, spec.preconditioning, conditional_only=spec.label_dropout == 0)
-    mixture = Mixture(real.train, None, 0.0, spec.optimisation.batch_size, derive(seed, "denoiser batches"))
-    state = TrainingState.start(network, spec.optimisation)
+    """Writes denoiser.safetensors (averaged weights; in its header the curves of the loss).
 
-    def loss_of(step: int) -> torch.Tensor:
+    Every 50 steps `loss` is recorded, the mean since; every eighth of the steps also the averaged weights' `held_out`
+    loss on validation images and, with the same noise, the loss on as many `seen` training images: where the first
+    rises while the second falls, the model copies.
+    """
+    denoiser = spec.build(real.shape, len(real.class_names), derive(seed, "denoiser weights")).to(work.machine.device)
+    state = TrainingState.start(denoiser, spec.optimisation)
+    averaged = state.averaged
+    assert isinstance(averaged, NetworkDenoiser)
+    for step in fit(state, spec.optimisation, _losses(spec, denoiser, real, seed), work):
+        eighths = [8 * done // spec.optimisation.steps for done in (step - 1, step)]
+        measured = _curves(averaged, spec, real, seed) if eighths[0] < eighths[1] else {}
+        if measured or step % 50 == 0 or step == spec.optimisation.steps:
+            state.log.append({"step": step, "loss": state.recent_loss(50), **measured})
+    header = {**denoiser_header(denoiser), "log": state.log}
+    save_tensors(work.folder / "denoiser.safetensors", averaged.network.state_dict(), header)
+
+
+def _losses(spec: DenoiserTraining, denoiser: NetworkDenoiser, real: ImageSet, seed: int) -> Losses:
+    mixture = Mixture(real.train, None, 0.0, spec.optimisation.batch_size, derive(seed, "denoiser batches"))
+    device = next(denoiser.parameters()).device
+
+    def loss_of(step: int) -> Iterator[Tensor]:
         images, labels, _ = mixture.batch(step)
         draw = generator(seed, "denoiser step", step)
-        images = spec.augment(images, draw, real.flip_safe)
-        return denoiser.loss(images * 2 - 1, labels, draw, spec.label_dropout)
+        images = spec.augment(images, draw, real.flip_safe) * 2 - 1
+        told = labels.to(device) if spec.conditional else None
+        batch = denoiser.noised(images.to(device), told, draw, spec.label_dropout)
+        for part, some in enumerate(batch.split(spec.optimisation.accumulate)):
+            with drawing_from(derive(seed, "denoiser dropout", step, part), device):
+                losses = denoiser.errors(some)
+            yield losses
 
-    for step in fit(state, spec.optimisation, loss_of, work):
-        if step % 50 == 0 or step == spec.optimisation.steps:
-            state.log.append({"step": step, "loss": state.recent_loss(50)})
-    header = {**denoiser_header(denoiser), "log": state.log}
-    save_tensors(work.folder / "denoiser.safetensors", state.averaged.state_dict(), header)
+    return loss_of
+
+
+def _curves(averaged: NetworkDenoiser, spec: DenoiserTraining, real: ImageSet, seed: int) -> dict[str, float]:
+    """The loss on held-out and on as many seen images, noise and choice always the same; {} without validation."""
+    count = min(len(real.validation), len(real.train), HELD_OUT)
+    parts = {"held_out": real.validation, "seen": real.train} if count else {}
+    size = spec.optimisation.batch_size
+    return {
+        name: mean_loss(averaged, part, count, size, generator(seed, "denoiser curves")) for name, part in parts.items()
+    }
+
+
+@torch.no_grad()
+def mean_loss(denoiser: NetworkDenoiser, part: Split, count: int, size: int, draw: Generator) -> float:
+    """The mean training loss over `count` images of a part that `draw` picks, `size` at a time."""
+    device, total = next(denoiser.parameters()).device, 0.0
+    for chosen in torch.randperm(len(part), generator=draw)[:count].split(size):
+        images = (part.images[chosen] * 2 - 1).to(device)
+        labels = part.labels[chosen].to(device) if denoiser.classes else None
+        total += denoiser.loss(images, labels, draw).sum().item()
+    return total / count

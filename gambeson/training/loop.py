@@ -8,10 +8,11 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +33,11 @@ class Optimisation:
     weight_decay: float = 5e-4  # on matrices and filters; none on norms and biases
     warmup: float = 0.025  # share of the steps in which the rate rises linearly; then cosine to 0
     average: float = 0.995  # decay of the averaged weights, warmed up as min(decay, (1 + t) / (10 + t))
+    precision: Literal["float32", "bfloat16"] = field(
+        default="float32", metadata={"neutral": "float32"}
+    )  # bfloat16: autocast in the networks; weights, averages, optimiser and loss stay float32
+    accumulate: int = field(default=1, metadata={"neutral": 1})  # parts in which a batch goes through the network
+    clip_norm: float | None = field(default=None, metadata={"neutral": None})  # largest norm of a gradient; none: any
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "learning_rate"):
@@ -39,6 +45,10 @@ class Optimisation:
         for name in ("momentum", "warmup", "average"):
             require(0 <= getattr(self, name) < 1, name, "a share from 0 to below 1", getattr(self, name))
         require(self.weight_decay >= 0, "weight_decay", "0 or more", self.weight_decay)
+        require(self.precision in ("float32", "bfloat16"), "precision", "float32 or bfloat16", self.precision)
+        parts = f"1 to the batch's {self.batch_size} images"
+        require(1 <= self.accumulate <= self.batch_size, "accumulate", parts, self.accumulate)
+        require(self.clip_norm is None or self.clip_norm > 0, "clip_norm", "a number above 0, or none", self.clip_norm)
 
     def rate(self, step: int) -> float:
         """The learning rate of step 0, 1, ...: linear warm-up, then cosine to 0."""
@@ -111,27 +121,37 @@ class TrainingState:
             mean.lerp_(value, weight) if mean.is_floating_point() else mean.copy_(value)
 
 
-def fit(
-    state: TrainingState, optimisation: Optimisation, loss_of: Callable[[int], Tensor], work: Workspace
-) -> Iterator[int]:
+@contextmanager
+def drawing_from(seed: int, device: torch.device) -> Iterator[None]:
+    """Inside, global draws on the CPU and `device` come from `seed`; outside, the global streams are as they were.
+
+    For layers that take no generator (dropout).
+    """
+    index = [torch.cuda.current_device() if device.index is None else device.index] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=index):
+        torch.default_generator.manual_seed(seed)
+        for i in index:
+            torch.cuda.default_generators[i].manual_seed(seed)
+        yield
+
+
+Losses = Callable[[int], Tensor | Iterable[Tensor]]
+"""Step -> [b] losses of the whole batch, or those of its parts one after another (`Optimisation.accumulate`)."""
+
+
+def fit(state: TrainingState, optimisation: Optimisation, loss_of: Losses, work: Workspace) -> Iterator[int]:
     """Trains until `optimisation.steps`, yielding the steps done *after* each update; resumes from the workspace.
 
-    loss_of(step) -> [B] losses. Raises ValueError naming the step when the loss is not finite; the last good state
-    stays on disk.
+    loss_of(step) -> [b] losses, or an iterable of such for consecutive parts of a batch: the gradient is that of the
+    mean over the whole batch, and one part's network activations are in memory at a time.
+    Raises ValueError naming the step when the loss is not finite; the last good state stays on disk.
     """
     path = work.folder / RESUME
     if path.exists():
         state.load(path)
     saved = time.monotonic()
     while state.step < optimisation.steps:
-        loss = loss_of(state.step).mean()
-        if not torch.isfinite(loss):
-            raise ValueError(
-                f"training: the loss of step {state.step} is {loss.item()}, expected a finite number. "
-                "The usual fix is a smaller learning rate; the last good state is kept"
-            )
-        _update(state, optimisation, loss)
-        state.losses.append(loss.item())
+        state.losses.append(_update(state, optimisation, loss_of))
         yield state.step
         work.progress(state.step, optimisation.steps)
         if time.monotonic() - saved > work.checkpoint_seconds:
@@ -139,11 +159,45 @@ def fit(
             saved = time.monotonic()
 
 
-def _update(state: TrainingState, optimisation: Optimisation, loss: Tensor) -> None:
+def _update(state: TrainingState, optimisation: Optimisation, loss_of: Losses) -> float:
+    """One step of the optimiser and of the average; the batch's mean loss before it."""
     for group in state.optimiser.param_groups:
         group["lr"] = optimisation.rate(state.step)
     state.optimiser.zero_grad(set_to_none=True)
-    loss.backward()
+    total = 0.0
+    for loss in _means(state, optimisation, loss_of):
+        if not torch.isfinite(loss):
+            raise ValueError(
+                f"training: the loss of step {state.step} is {loss.item()}, expected a finite number. "
+                "The usual fix is a smaller learning rate; the last good state is kept"
+            )
+        loss.backward()
+        total += loss.item()
+    if optimisation.clip_norm is not None:
+        nn.utils.clip_grad_norm_(state.model.parameters(), optimisation.clip_norm)
     state.optimiser.step()
     state.step += 1
     state.average(optimisation.average)
+    return total
+
+
+def _means(state: TrainingState, optimisation: Optimisation, loss_of: Losses) -> Iterator[Tensor]:
+    """Each part's share of the batch's mean loss, made under autocast where asked (the backward pass runs outside)."""
+    device = next(state.model.parameters()).device.type
+    autocast = torch.autocast(device, dtype=torch.bfloat16, enabled=optimisation.precision == "bfloat16")
+    with autocast:
+        given = loss_of(state.step)
+    if isinstance(given, Tensor):
+        whole = "1 in a training that takes its batches whole"
+        require(optimisation.accumulate == 1, "accumulate", whole, optimisation.accumulate)
+        yield given.mean()
+        return
+    parts, seen = iter(given), 0
+    while True:
+        with autocast:  # not around the yield: it would hold for the caller
+            part = next(parts, None)
+        if part is None:
+            break
+        seen += len(part)
+        yield part.mean() * (len(part) / optimisation.batch_size)
+    assert seen == optimisation.batch_size, f"parts of {seen} images in all, for a batch of {optimisation.batch_size}"

@@ -1,0 +1,251 @@
+"""The commands that make one thing: a diffusion model, an encoder, a store of images, a grid of samples.
+
+They take a recipe, as `gambeson run` does, or the weights of a diffusion model alone (a file, a folder, a hub id).
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, get_args
+
+from gambeson import files, overrides
+from gambeson.engine import Job, run_jobs
+from gambeson.errors import UserError, require, unknown
+from gambeson.models.files import load_tensors
+from gambeson.options import MACHINE_OPTIONS, take, take_machine, take_number, take_runs
+from gambeson.pipeline import Once, diffuse, prepare_denoiser, prepare_encoder, prepare_networks
+from gambeson.recipe import Arm, Encoder, Recipe, class_table
+from gambeson.recipes import RECIPES, named
+from gambeson.recipes.presets import PRESETS, preset
+from gambeson.sampling.embedding import FittedEmbedding
+from gambeson.sampling.guidance import Contrastive
+from gambeson.store import Artifact, Machine
+from gambeson.synthesis import grid
+from gambeson.synthesis.generate import Sources, fit_embedding, generate
+from gambeson.synthesis.generation import Generation
+from gambeson.training.foreign import ForeignDenoiser, Weights, import_classifier, import_denoiser
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """Images from the weights of a diffusion model alone."""
+
+    denoiser: ForeignDenoiser = ForeignDenoiser()  # the weights
+    encoder: str = ""  # classifier.safetensors whose features steer guidance, as train-encoder writes it
+    seed: int = 0  # seed of the noise
+    generation: Generation = Generation(guidance=None)  # what is generated and how
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What the command line asked for."""
+
+    source: Recipe | Sampling
+    runs: Path
+    machine: Machine
+    out: Path | None
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe, where only a recipe was possible."""
+        assert isinstance(self.source, Recipe)
+        return self.source
+
+    def make(self, name: str, work: Callable[..., Any], *arguments: Any) -> Any:
+        """Runs `work(*arguments, once)` in this process, its progress on the screen."""
+        from rich.console import Console
+
+        from gambeson.screen import ProgressScreen
+
+        with ProgressScreen(Console()) as screen:
+            return run_jobs([Job(name, work, arguments)], self.runs.resolve(), 1, screen, self.machine)[0]
+
+
+def load_recipe(word: str) -> Recipe:
+    """A recipe by name or from a .yaml file. Raises UserError listing the known ones."""
+    return files.load(Path(word), Recipe, class_table()) if word.endswith((".yaml", ".yml")) else named(word)
+
+
+def _source(word: str, weights: bool) -> Recipe | Sampling:
+    """A recipe, or the weights that a word names."""
+    source = ForeignDenoiser(path=word)
+    if word in RECIPES or word.endswith((".yaml", ".yml")) or not weights:
+        return load_recipe(word)
+    if Path(word).exists() or source.source.is_hub:
+        return Sampling(denoiser=source)
+    raise UserError(
+        f"expected a recipe ({', '.join(RECIPES)} or a .yaml file), or the weights of a diffusion model (a file, a "
+        f"folder, a hub id like org/name), got {word!r}, which is none of them"
+    )
+
+
+def ask(argv: list[str], command: str, weights: bool = True) -> Asked:
+    """Reads the words of a command: the source, the machine, a preset, and any field of the source."""
+    words = list(argv)
+    if not words or words[0].startswith("-"):
+        what = "a recipe or the weights of a diffusion model" if weights else "a recipe"
+        raise UserError(f"expected {what} first, got {words[0] if words else 'nothing'}; see gambeson {command} --help")
+    word = words.pop(0)
+    source = _source(word, weights)
+    runs, machine, out, chosen = take_runs(words), take_machine(words), take(words, "--out"), take(words, "--preset")
+    if chosen is not None:
+        source = _with_preset(source, chosen)
+    source = overrides.parse(source, words, prog=f"gambeson {command} {word}")
+    if out is not None and command != "sample-grid":  # a picture may be drawn anew, results are never overwritten
+        require(not Path(out).exists(), "--out", "a path where nothing lies yet", out)
+    return Asked(source=source, runs=runs, machine=machine, out=None if out is None else Path(out))
+
+
+def _with_preset(source: Recipe | Sampling, name: str) -> Recipe | Sampling:
+    chosen = preset(name)
+    if isinstance(source, Recipe):
+        return chosen.into(source)
+    return replace(source, generation=chosen.apply(source.generation))
+
+
+USAGE = """usage: gambeson {command} {what} [OPTIONS]
+
+{about}
+
+options, besides every field of the recipe (gambeson {command} {example} --help lists them):
+{own}  --out PATH       {out}
+{machine}"""
+
+PRESET_OPTION = f"  --preset NAME    sampler, noise levels, guidance and encoder at once: {', '.join(PRESETS)}\n"
+
+
+def _usage(command: str, what: str, about: str, out: str, own: str = "") -> str:
+    example = "digits"
+    return USAGE.format(
+        command=command, what=what, about=about, out=out, own=own, machine=MACHINE_OPTIONS, example=example
+    )
+
+
+def _wants_help(argv: list[str], text: str) -> bool:
+    """Prints the usage where help is asked for without a source."""
+    if argv and argv[0] not in ("--help", "-h"):
+        return False
+    print(text)
+    return True
+
+
+def _deliver(path: Path, out: Path | None, what: str) -> None:
+    """Says where a result lies; a copy of it goes to `out`."""
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        path = Path((shutil.copytree if path.is_dir() else shutil.copyfile)(path, out))
+    print(f"{what}: {path.resolve()}")
+
+
+def _deliver_weights(path: Path, out: Path | None) -> None:
+    """The last line of a training's log, and where its weights lie."""
+    for record in load_tensors(path)[1]["log"][-1:]:
+        print("  ".join(f"{name} {_shown(value)}" for name, value in record.items()))
+    _deliver(path, out, "weights")
+
+
+def _shown(value: Any) -> str:
+    """A number, or a list of (noise level, number)."""
+    if isinstance(value, list):
+        return ", ".join(f"{number:.3g} at {level:g}" for level, number in value)
+    return f"{value:.4g}"
+
+
+def train_diffusion(argv: list[str]) -> None:
+    """gambeson train-diffusion RECIPE [OPTIONS]"""
+    about = "Trains the recipe's diffusion model (or finds it trained) and prints where its weights are."
+    if _wants_help(argv, _usage("train-diffusion", "RECIPE", about, "copy the weights there, a .safetensors file")):
+        return
+    asked = ask(argv, "train-diffusion", weights=False)
+    made: Artifact = asked.make("diffusion model", prepare_denoiser, asked.recipe, asked.recipe.seed)
+    path = made.file("denoiser.safetensors")
+    _deliver_weights(path, asked.out)
+
+
+def train_encoder(argv: list[str]) -> None:
+    """gambeson train-encoder RECIPE [--kind KIND] [OPTIONS]"""
+    about = (
+        "Trains the classifier whose features steer guidance (or finds it trained) and prints where its weights are."
+    )
+    own = f"  --kind KIND      {', '.join(get_args(Encoder))} (default: the recipe's encoder)\n"
+    if _wants_help(argv, _usage("train-encoder", "RECIPE", about, "copy the weights there, a .safetensors file", own)):
+        return
+    words = list(argv)
+    kind = take(words, "--kind")
+    asked = ask(words, "train-encoder", weights=False)
+    if kind is not None and kind not in get_args(Encoder):
+        raise unknown("encoder", kind, get_args(Encoder))
+    kind = kind or asked.recipe.encoder
+    made: Artifact = asked.make(f"{kind} encoder", prepare_encoder, asked.recipe, kind, asked.recipe.seed)
+    path = made.file("classifier.safetensors")
+    _deliver_weights(path, asked.out)
+
+
+def generate_images(argv: list[str]) -> None:
+    """gambeson generate RECIPE|WEIGHTS [OPTIONS]"""
+    about = "Generates the recipe's synthetic images, training what they need; or images from weights alone."
+    out = "copy the store of images there, a folder"
+    if _wants_help(argv, _usage("generate", "RECIPE|WEIGHTS", about, out, PRESET_OPTION)):
+        return
+    asked = ask(argv, "generate")
+    made: Artifact = asked.make("images", _images, asked.source)
+    record = made.record
+    count = asked.source.generation.count
+    print(f"{count} images in {record['seconds']:.0f} s; bit-identical over its restarts: {record['bit_identical']}")
+    _deliver(made.folder / "images", asked.out, "store")
+
+
+def _arm(recipe: Recipe) -> Arm:
+    return Arm.PLAIN if recipe.generation.guidance is None else Arm.GUIDED
+
+
+def _images(source: Recipe | Sampling, once: Once) -> Artifact:
+    if isinstance(source, Recipe):
+        return diffuse(source, _arm(source), source.seed, once)["synthetic"]
+    made = _networks(source, once)
+    inputs = [made.get(role) for role in ("denoiser", "encoder", "embedding")]
+    return once(generate, source.generation, None, *inputs, seed=source.seed)
+
+
+def _networks(source: Recipe | Sampling, once: Once) -> dict[str, Artifact]:
+    """Everything that images of this source are made with."""
+    if isinstance(source, Recipe):
+        return prepare_networks(source, _arm(source), source.seed, once)
+    made = {"denoiser": once(import_denoiser, source.denoiser.reading, source.denoiser.source)}
+    guidance = source.generation.guidance
+    if guidance is None:
+        return made
+    require(
+        bool(source.encoder), "encoder", "the weights of a classifier (--encoder FILE), for guidance", source.encoder
+    )
+    made["encoder"] = once(import_classifier, "gambeson", Weights(source.encoder))
+    if isinstance(guidance, Contrastive) and isinstance(guidance.embedding, FittedEmbedding):
+        inputs = (None, made["denoiser"], made["encoder"])
+        made["embedding"] = once(fit_embedding, source.generation.warm_up, *inputs, seed=source.seed)
+    return made
+
+
+def sample_grid(argv: list[str]) -> None:
+    """gambeson sample-grid RECIPE|WEIGHTS [--per-row N] [OPTIONS]"""
+    about = "Draws the first images that `generate` would store as one picture, a row for each class."
+    own = "  --per-row N      images in a row (default 8)\n" + PRESET_OPTION
+    if _wants_help(argv, _usage("sample-grid", "RECIPE|WEIGHTS", about, "the picture (default samples.png)", own)):
+        return
+    words = list(argv)
+    per_row = take_number(words, "--per-row") or 8
+    asked = ask(words, "sample-grid")
+    path = asked.out or Path("samples.png")
+    asked.make("samples", _draw, asked.source, asked.machine, per_row, path)
+    print(f"picture: {path.resolve()}")
+
+
+def _draw(source: Recipe | Sampling, machine: Machine, per_row: int, path: Path, once: Once) -> None:
+    made = _networks(source, once)
+    real = source.data.load() if isinstance(source, Recipe) else None
+    sources = Sources.of(real, made["denoiser"], made.get("encoder"), made.get("embedding"))
+    networks = sources.open(source.generation, machine.device, source.seed)
+    images = grid.samples(source.generation, networks, machine, source.seed, per_row)
+    grid.write(path, grid.picture(images, per_row))

@@ -1,0 +1,61 @@
+"""Worker processes: spawned, of one thread each, deaf to Ctrl-C, and gone as soon as their parent is."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from typing import Any
+
+from gambeson.errors import EnvironmentFault
+
+CONTEXT = multiprocessing.get_context("spawn")
+"""Spawned, never forked: a fork copies torch's threads in an undefined state."""
+
+
+def cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def pool(workers: int, prepare: Callable[..., None] | None = None, *arguments: Any) -> Iterator[ProcessPoolExecutor]:
+    """A pool of worker processes, ended with the block; `prepare(*arguments)` runs first in each.
+
+    Raises EnvironmentFault when a worker is ended from outside.
+    """
+    executor = ProcessPoolExecutor(workers, CONTEXT, _start, (os.getpid(), prepare, arguments))
+    try:
+        yield executor
+    except BrokenProcessPool as error:
+        raise EnvironmentFault(
+            "a worker process was ended from outside, most often because memory ran out. Start the same command again "
+            f"with fewer --workers (now {workers}): finished stages and saved states are kept"
+        ) from error
+    finally:
+        for process in list((executor._processes or {}).values()):
+            process.terminate()
+        executor.shutdown(wait=True, cancel_futures=True)
+
+
+def _start(parent: int, prepare: Callable[..., None] | None, arguments: tuple[Any, ...]) -> None:
+    import torch
+
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its workers
+    threading.Thread(target=_watch, args=(parent,), daemon=True).start()
+    if prepare is not None:
+        prepare(*arguments)
+
+
+def _watch(parent: int) -> None:
+    """Ends this process when its parent is gone (SIGKILL leaves no other sign)."""
+    while os.getppid() == parent:
+        time.sleep(0.3)
+    os._exit(1)

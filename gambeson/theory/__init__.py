@@ -1,0 +1,1 @@
+"""The papers' toy worlds, where everything is known exactly, and the figures drawn from them."""

@@ -1,0 +1,96 @@
+"""Weights that were trained elsewhere as stages: read once, checked, and kept in our own format under their content."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+from gambeson.errors import UserError, require
+from gambeson.models.classifiers import classifier_header, load_encoder
+from gambeson.models.denoiser import EDM, VP, NetworkDenoiser, denoiser_header, load_denoiser
+from gambeson.models.files import load_tensors, save_tensors
+from gambeson.models.foreign import load_foreign
+from gambeson.store import Workspace, checksum, stage
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForeignDenoiser:
+    """A diffusion model trained elsewhere: its weights, and what kind of file they are."""
+
+    path: str = ""  # a file, a folder of diffusers, or a hub id (org/name)
+    kind: Literal["auto", "gambeson", "edm", "ddim", "minimal-diffusion", "diffusers"] = "auto"  # who wrote it
+    image_size: int | None = None  # side of the images, where the weights do not say it; none: 32
+    classes: int | None = None  # number of classes, where the last label row of diffusers' weights is the null class
+    preconditioning: EDM | VP | None = None  # what the network predicts, where its family or its file do not say it
+    revision: str | None = None  # which revision of a hub id; none: the newest
+
+    @property
+    def source(self) -> Weights:
+        """The weights as an input of a stage."""
+        require(bool(self.path), "denoiser.path", "a file, a folder or a hub id (org/name) with weights", self.path)
+        return Weights(self.path, self.revision)
+
+    @property
+    def reading(self) -> ForeignDenoiser:
+        """How the weights are read, wherever they lie: what a stage depends on besides their content."""
+        return replace(self, path="")
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A file, a folder or a hub id; its digest is that of the content, wherever it lies."""
+
+    place: str
+    revision: str | None = None
+
+    @property
+    def is_hub(self) -> bool:
+        """Whether it is a name on the hub rather than a place on disk."""
+        return not Path(self.place).exists() and self.place.count("/") == 1 and not Path(self.place).suffix
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over the files' contents; of name and revision for a hub id. UserError where there is nothing."""
+        path = Path(self.place)
+        if path.is_file():
+            return checksum(path)
+        if path.is_dir():
+            files = [(str(p.relative_to(path)), checksum(p)) for p in sorted(path.rglob("*")) if p.is_file()]
+            return hashlib.sha256(repr(files).encode()).hexdigest()
+        if self.is_hub:
+            return hashlib.sha256(f"hub:{self.place}@{self.revision}".encode()).hexdigest()
+        raise UserError(f"{self.place}: expected a file or folder with weights, or a hub id like org/name; found none")
+
+
+@stage(revision=1)
+def import_denoiser(work: Workspace, spec: ForeignDenoiser, source: Weights) -> None:
+    """Writes denoiser.safetensors from the weights of other projects (or from ours)."""
+    denoiser = _read(spec, source.place)
+    header = {**denoiser_header(denoiser), "log": [], "source": source.place}
+    save_tensors(work.folder / "denoiser.safetensors", denoiser.network.state_dict(), header)
+
+
+def _read(spec: ForeignDenoiser, place: str) -> NetworkDenoiser:
+    path = Path(place)
+    if spec.kind == "gambeson" or (
+        spec.kind == "auto" and path.suffix == ".safetensors" and load_tensors(path)[1].get("kind") == "denoiser"
+    ):
+        return load_denoiser(path)
+    return load_foreign(
+        place,
+        kind=spec.kind,
+        image_size=spec.image_size,
+        classes=spec.classes,
+        preconditioning=spec.preconditioning,
+        revision=spec.revision,
+    )
+
+
+@stage(revision=1)
+def import_classifier(work: Workspace, kind: str, source: Weights) -> None:
+    """Writes classifier.safetensors from the weights of a classifier of ours."""
+    model = load_encoder(Path(source.place))
+    save_tensors(work.folder / "classifier.safetensors", model.state_dict(), {**classifier_header(model), "log": []})
