@@ -16,9 +16,9 @@ The last line is one JSON object.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import platform
-import resource
 import statistics
 import subprocess
 import time
@@ -37,6 +37,7 @@ from gambeson.recipes.presets import preset
 from gambeson.sampling.guidance import Contrastive, ContrastiveGuidance
 from gambeson.sampling.levels import NoiseLevels, TimestepLevels
 from gambeson.sampling.samplers import DDIM, DPMSolverPP, Heun
+from gambeson.store import peak_memory_mb, reset_peak_memory
 from gambeson.synthesis.generation import Generation
 from gambeson.types import Guidance, Sampler, Step
 
@@ -54,7 +55,7 @@ class AuthorsScheme:
 
     def __call__(self, state: None, step: Step) -> tuple[Tensor | None, None]:
         """The shift, by one backward through both views and into the encoder's parameters."""
-        if step.previous is None or not self.spec.window.contains(step.sigma):
+        if step.previous is None or not self.spec.window.contains(step.scheduled):
             return None, None
         self.encoder.requires_grad_(True)
         views = [self.spec.features.variable(s).detach().requires_grad_() for s in (step, step.previous)]
@@ -65,7 +66,7 @@ class AuthorsScheme:
         self.encoder.requires_grad_(False)
         gradient = views[0].grad
         assert gradient is not None
-        return self.spec.multiple(step.sigma) * gradient, None
+        return self.spec.multiple(step.sigma, step.scheduled) * gradient, None
 
 
 @dataclass(frozen=True)
@@ -163,8 +164,10 @@ def peak_mb(device: str, work: Callable[[], None]) -> float:
         torch.cuda.reset_peak_memory_stats()
         work()
         return torch.cuda.max_memory_allocated() / 2**20
+    gc.collect()
+    reset_peak_memory()
     work()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return peak_memory_mb()
 
 
 def memory(bench: Bench) -> dict[str, float]:
@@ -207,7 +210,7 @@ def main() -> None:
     reader = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     reader.add_argument("--device", default="cpu")
     reader.add_argument("--batch", type=int, default=0, help="default 16, on a GPU 512")
-    reader.add_argument("--rounds", type=int, default=2)
+    reader.add_argument("--rounds", type=int, default=3)
     reader.add_argument("--whole", action="store_true", help="time whole trajectories")
     asked = reader.parse_args()
     on_gpu = asked.device != "cpu"

@@ -5,8 +5,9 @@
 
 CIFAR-10 from ../shared at 16x16: 45,000 of the train images, 5,000 of them held out, never a test image. `judge` is a
 standard classifier of another seed that no guidance sees. Every variant starts from the noise of its plain twin. In the
-judge's penultimate features: between-class over within-class scatter (trace ratio) and nearest-centroid accuracy (each
-half of the images by the other's centroids); the judge's agreement with the condition; RMS distance to the plain twin.
+judge's penultimate features: between-class over within-class scatter (trace ratio), nearest-centroid accuracy (each
+half of the images by the other's centroids), the Frechet distance to held-out real images; the judge's agreement with
+the condition; RMS distance to the plain twin. FOLDER keeps models, plain images and held-out features.
 Results are in dev/LOG.md.
 """
 
@@ -20,7 +21,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from scipy import linalg
 
+from gambeson.canonical import digest
 from gambeson.data.augment import PadCrop
 from gambeson.data.datasets import ImageSet, Split
 from gambeson.models.classifiers import load_classifier, load_encoder
@@ -42,6 +45,7 @@ from gambeson.sampling import (
     TowardsClass,  # noqa: F401
     Window,
 )
+from gambeson.sampling.embedding import EmbeddingLearner
 from gambeson.store import Workspace
 from gambeson.synthesis.generation import Generation, Networks, sample_block
 from gambeson.threat import ThreatModel
@@ -119,8 +123,8 @@ HEUN = {"sampler": Heun(), "levels": NoiseLevels(steps=18)}
 HNM = HardNegative(temperature=10.0, tau_plus=0.1, beta=1.0)
 OTHERS = {"loss": HardNegative(temperature=0.5, tau_plus=0.0), "pairs": OtherClasses(), "features": DenoisedFeatures()}
 SUPCON = {"loss": SupervisedContrastive(temperature=0.5), "pairs": OtherClasses(), "features": DenoisedFeatures()}
-FOUR = Window(sigma_min=0.4, sigma_max=3.0)  # 4 of the 18 steps
-TWO = Window(sigma_min=0.8, sigma_max=2.0)
+FOUR = Window(sigma_min=0.5, sigma_max=4.0)  # 4 of the 18 steps
+HIGHER, LOWER = Window(sigma_min=1.5, sigma_max=9.0), Window(sigma_min=0.2, sigma_max=2.5)  # 4 each
 VARIANTS: dict[str, Variant] = {
     name: Variant(generation={k: v for k, v in preset(name).generation.items() if k != "block"}) for name in PRESETS
 }
@@ -146,6 +150,23 @@ def scatter(features: torch.Tensor, labels: torch.Tensor) -> tuple[float, float,
     return between, within, torch.cat(right).float().mean().item()
 
 
+def frechet(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Frechet distance of two Gaussians fitted to features [N, D], [M, D] (Heusel et al. 2017), the judge's."""
+    (m1, c1), (m2, c2) = ((z.double().mean(0), torch.cov(z.double().T)) for z in (a, b))
+    root = linalg.sqrtm((c1 @ c2).numpy()).real.trace()
+    return ((m1 - m2).square().sum() + c1.trace() + c2.trace()).item() - 2 * float(root)
+
+
+def held_out(folder: Path) -> torch.Tensor:
+    """The judge's features of the held-out real images, kept in FOLDER."""
+    path = folder / "held_out.pt"
+    if not path.exists():
+        judge = load_classifier(folder / "judge.safetensors")
+        with torch.no_grad():
+            torch.save(torch.cat([judge.features(x) for x in cifar16().validation.images.split(500)]), path)
+    return torch.load(path)
+
+
 def images_of(spec: Generation, networks: Networks, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     """All blocks of a generation, [N, C, H, W] and labels [N]."""
     spec.check(networks)
@@ -154,25 +175,40 @@ def images_of(spec: Generation, networks: Networks, seed: int) -> tuple[torch.Te
     return torch.cat([m[0] for m in made])[: spec.count], torch.cat([m[1] for m in made])[: spec.count]
 
 
+def _plain(folder: Path, spec: Generation, networks: Networks, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The plain twin's images, kept in FOLDER/plain."""
+    path = folder / "plain" / f"{digest(spec, seed)[:16]}.pt"
+    if not path.exists():
+        path.parent.mkdir(exist_ok=True)
+        torch.save(images_of(spec, networks, seed), path)
+    return torch.load(path)
+
+
 def measure(folder: Path, word: str, count: int, block: int, seed: int) -> dict[str, Any]:
     """The numbers of a variant beside those of its plain twin."""
     chosen, judge = variant(word), load_classifier(folder / "judge.safetensors")
-    networks = Networks(
-        denoiser=load_denoiser(folder / "denoiser.safetensors"),
-        encoder=load_encoder(folder / f"{chosen.encoder}.safetensors"),
-    )
+    encoder = load_encoder(folder / f"{chosen.encoder}.safetensors")
     spec = replace(Generation(guidance=None), **{**chosen.generation, "count": count, "block": block})
+    networks = Networks(denoiser=load_denoiser(folder / "denoiser.safetensors"), encoder=encoder)
+    if spec.in_order:
+        embedding = spec.guidance.embedding  # type: ignore[union-attr]
+        learner = EmbeddingLearner(embedding.build(128, seed), embedding.learning_rate)
+        networks = replace(networks, learner=learner)
     result: dict[str, Any] = {"variant": word, "count": count, "block": block, "seed": seed}
     kept = {}
     for name, one in (("plain", replace(spec, guidance=None)), ("guided", spec)):
         start = time.perf_counter()
-        images, labels = images_of(one, networks, seed)
+        if one.guidance is None:
+            images, labels = _plain(folder, one, networks, seed)
+        else:
+            images, labels = images_of(one, networks, seed)
         result[f"{name}_seconds"] = round(time.perf_counter() - start, 1)
         with torch.no_grad():
             z, agreed = judge.features(images), (judge(images).argmax(1) == labels).float().mean().item()
         between, within, accuracy = scatter(z, labels)
         kept[name] = images
         result[name] = {"ratio": between / within, "centroid": accuracy, "agreement": agreed, "within": within}
+        result[name]["frechet_to_held_out"] = frechet(z, held_out(folder))
         if one.guidance is None and spec.guidance is None:
             break
     if spec.guidance is not None:
@@ -190,7 +226,7 @@ def main() -> None:
     reader.add_argument("--count", type=int, default=1000)
     reader.add_argument("--block", type=int, default=500)
     reader.add_argument("--seed", type=int, default=0)
-    asked = reader.parse_args()
+    asked = reader.parse_intermixed_args()
     torch.set_num_threads(1)
     if asked.task == "train":
         real = cifar16()

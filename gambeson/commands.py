@@ -11,12 +11,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
+import pyarrow.parquet as pq
+
 from gambeson import files, overrides
 from gambeson.engine import Job, run_jobs
 from gambeson.errors import UserError, require, unknown
 from gambeson.models.files import load_tensors
 from gambeson.options import MACHINE_OPTIONS, take, take_machine, take_number, take_runs
-from gambeson.pipeline import Once, diffuse, prepare_denoiser, prepare_encoder, prepare_networks
+from gambeson.pipeline import Once, check_plan, diffuse, prepare_denoiser, prepare_encoder, prepare_networks
 from gambeson.recipe import Arm, Encoder, Recipe, class_table
 from gambeson.recipes import RECIPES, named
 from gambeson.recipes.presets import PRESETS, preset
@@ -96,7 +98,25 @@ def ask(argv: list[str], command: str, weights: bool = True) -> Asked:
     source = overrides.parse(source, words, prog=f"gambeson {command} {word}")
     if out is not None and command != "sample-grid":  # a picture may be drawn anew, results are never overwritten
         require(not Path(out).exists(), "--out", "a path where nothing lies yet", out)
+    _check(source)
     return Asked(source=source, runs=runs, machine=machine, out=None if out is None else Path(out))
+
+
+def _check(source: Recipe | Sampling) -> None:
+    """Raises UserError, before anything is made, for what cannot work."""
+    if isinstance(source, Recipe):
+        check_plan(source)
+        return
+    guidance = source.generation.guidance
+    if guidance is not None:
+        found, wanted = Path(source.encoder).is_file(), "the weights of a classifier for guidance to look through"
+        require(found, "encoder", f"{wanted} (--encoder FILE)", source.encoder)
+    if isinstance(guidance, Contrastive) and guidance.pairs.reals(source.generation.block):
+        raise UserError(
+            f"generation.guidance.pairs: expected pairs without real images, since weights alone come with none, got "
+            f"{type(guidance.pairs).__name__}; name a recipe, and the weights with --denoiser ForeignDenoiser "
+            "--denoiser.path"
+        )
 
 
 def _with_preset(source: Recipe | Sampling, name: str) -> Recipe | Sampling:
@@ -195,7 +215,20 @@ def generate_images(argv: list[str]) -> None:
     record = made.record
     count = asked.source.generation.count
     print(f"{count} images in {record['seconds']:.0f} s; bit-identical over its restarts: {record['bit_identical']}")
+    _print_clipping(made.folder / "images", asked.source.generation)
     _deliver(made.folder / "images", asked.out, "store")
+
+
+def _print_clipping(store: Path, spec: Generation) -> None:
+    """How often guidance had to be clipped, where it may be."""
+    if not isinstance(spec.guidance, Contrastive) or spec.guidance.clip is None:
+        return
+    names = ["block", "guidance_guided", "guidance_clipped", "guidance_largest_ratio"]
+    tables = [pq.read_table(path, columns=names) for path in sorted((store / "shards").glob("*.parquet"))]
+    blocks = {row[0]: row[1:] for t in tables for row in zip(*(t[n].to_pylist() for n in names), strict=True)}
+    guided, clipped, ratios = zip(*blocks.values(), strict=True)
+    share, largest = sum(clipped) / max(sum(guided), 1), max(ratios)
+    print(f"guidance clipped at {spec.guidance.clip:g} in {share:.1%} of image steps (largest ratio {largest:.3g})")
 
 
 def _arm(recipe: Recipe) -> Arm:
@@ -218,9 +251,6 @@ def _networks(source: Recipe | Sampling, once: Once) -> dict[str, Artifact]:
     guidance = source.generation.guidance
     if guidance is None:
         return made
-    require(
-        bool(source.encoder), "encoder", "the weights of a classifier (--encoder FILE), for guidance", source.encoder
-    )
     made["encoder"] = once(import_classifier, "gambeson", Weights(source.encoder))
     if isinstance(guidance, Contrastive) and isinstance(guidance.embedding, FittedEmbedding):
         inputs = (None, made["denoiser"], made["encoder"])

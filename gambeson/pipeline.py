@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import torch
+
+from gambeson.models.denoiser import load_denoiser
 from gambeson.recipe import Arm, Encoder, Recipe
 from gambeson.robustness.evaluate import evaluate
 from gambeson.sampling.embedding import FittedEmbedding
 from gambeson.sampling.guidance import Contrastive
 from gambeson.store import Artifact
 from gambeson.synthesis.gaussian import gaussian_control
-from gambeson.synthesis.generate import fit_embedding, generate
+from gambeson.synthesis.generate import check_fit, fit_embedding, generate
 from gambeson.synthesis.label import label
 from gambeson.synthesis.select import select
 from gambeson.training.classifier import train_classifier
-from gambeson.training.diffusion import train_denoiser
+from gambeson.training.diffusion import DenoiserTraining, train_denoiser
 from gambeson.training.foreign import ForeignDenoiser, import_denoiser
 from gambeson.training.noise_conditioned import train_noise_conditioned
 
@@ -38,6 +41,8 @@ def tell(recipe: Recipe, arm: Arm, seed: int, once: Once) -> Chapter:
     real = recipe.data.load()
     told: dict[str, Artifact] = {}
     chosen = None
+    if arm in (Arm.PLAIN, Arm.GUIDED) and isinstance(recipe.denoiser, ForeignDenoiser):
+        prepare_denoiser(recipe, seed, once)  # what foreign weights cannot do is said before anything is trained
     if arm is not Arm.REAL:
         told["teacher"] = once(train_classifier, recipe.teacher, real, None, seed=seed)
         if arm is Arm.GAUSSIAN:
@@ -49,6 +54,21 @@ def tell(recipe: Recipe, arm: Arm, seed: int, once: Once) -> Chapter:
     told["student"] = once(train_classifier, recipe.student, real, chosen, seed=seed)
     told["rows"] = once(evaluate, recipe.evaluation, told["student"], real, seed=seed)
     return Chapter(arm, seed, told)
+
+
+def check_plan(recipe: Recipe) -> None:
+    """Raises UserError for networks and numbers that the data cannot be used with, before any stage is made."""
+    real, generation = recipe.data.load(), recipe.generation
+    channels, classes = real.shape[0], len(real.class_names)
+    with torch.device("meta"):
+        for spec in (recipe.teacher.network, recipe.student.network):
+            spec.build(channels, classes)
+    if isinstance(recipe.denoiser, DenoiserTraining):
+        recipe.denoiser.network.check(real.shape)
+    if recipe.encoder == "noise-conditioned":
+        recipe.noisy_encoder.network.check(real.shape)
+    if isinstance(generation.guidance, Contrastive):
+        generation.check_real(real)
 
 
 def diffuse(recipe: Recipe, arm: Arm, seed: int, once: Once) -> dict[str, Artifact]:
@@ -75,7 +95,12 @@ def prepare_networks(recipe: Recipe, arm: Arm, seed: int, once: Once) -> dict[st
 def prepare_denoiser(recipe: Recipe, seed: int, once: Once) -> Artifact:
     """The diffusion model, trained here or read from elsewhere: the longest stage that arms share."""
     if isinstance(recipe.denoiser, ForeignDenoiser):
-        return once(import_denoiser, recipe.denoiser.reading, recipe.denoiser.source)
+        made = once(import_denoiser, recipe.denoiser.reading, recipe.denoiser.source)
+        denoiser = load_denoiser(made.file("denoiser.safetensors"))
+        check_fit(denoiser.shape, denoiser.classes, recipe.data.load())
+        recipe.check_classes(denoiser.classes)
+        recipe.generation.check_denoiser(denoiser)
+        return made
     return once(train_denoiser, recipe.denoiser, recipe.data.load(), seed=seed)
 
 

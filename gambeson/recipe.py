@@ -12,8 +12,7 @@ from gambeson import canonical
 from gambeson.data.datasets import Digits
 from gambeson.errors import UserError, require
 from gambeson.robustness.evaluate import Evaluation
-from gambeson.sampling.guidance import Contrastive, NoiseConditionedFeatures, TowardsClass
-from gambeson.sampling.pairs import OtherClasses
+from gambeson.sampling.guidance import Contrastive, NoiseConditionedFeatures
 from gambeson.synthesis.gaussian import GaussianControl
 from gambeson.synthesis.generation import Generation
 from gambeson.synthesis.label import ByCondition, Labeling
@@ -97,14 +96,15 @@ class Recipe:
                 "generation.classifier_free: expected denoiser.label_dropout above 0 (0.1 is usual), so that the "
                 "denoiser also learns the null class; got 0"
             )
-        if not self.denoiser.conditional:
-            self._check_unconditional(guidance)
+        self.check_classes(int(self.denoiser.conditional))
 
-    def _check_unconditional(self, guidance: Contrastive | TowardsClass | None) -> None:
-        by_class = isinstance(guidance, TowardsClass) or isinstance(getattr(guidance, "pairs", None), OtherClasses)
-        if by_class or (isinstance(self.labeling.by, ByCondition) and {Arm.PLAIN, Arm.GUIDED} & set(self.arms)):
+    def check_classes(self, classes: int) -> None:
+        """Raises UserError where labels or guidance need the classes of a denoiser that has none (`classes` 0)."""
+        guidance, synthetic = self.generation.guidance, {Arm.PLAIN, Arm.GUIDED} & set(self.arms)
+        by_class = self.generation.needs_classes and Arm.GUIDED in self.arms
+        if not classes and (by_class or (synthetic and isinstance(self.labeling.by, ByCondition))):
             raise UserError(
-                "denoiser.conditional false: expected guidance without classes (not TowardsClass, not OtherClasses) "
+                "unconditional denoiser: expected guidance without classes (not TowardsClass, not OtherClasses) "
                 f"and labeling.by ByTeacher, which labels the images afterwards; got {type(guidance).__name__} and "
                 f"{type(self.labeling.by).__name__}"
             )

@@ -22,7 +22,7 @@ import gambeson
 from gambeson import files
 from gambeson.engine import Job, Screen, run_jobs
 from gambeson.errors import UserError, unknown
-from gambeson.pipeline import Chapter, prepare_denoiser, tell
+from gambeson.pipeline import Chapter, check_plan, prepare_denoiser, tell
 from gambeson.recipe import Arm, Recipe, class_table
 from gambeson.store import Artifact, Machine, atomic, open_folder, read_json, sweep, versions, write_json
 
@@ -75,6 +75,7 @@ def execute(
 ) -> Run:
     """Makes or finishes the run of a recipe below `root`; what is finished is not redone."""
     root = root.resolve()
+    check_plan(recipe)
     folder = folder_of(recipe, root)
     started = _claim(folder, recipe)
     results = run_jobs(jobs_of(recipe), root, workers, screen, machine)

@@ -139,14 +139,26 @@ class Machine:
             ) from None
 
 
-def execution(machine: Machine = Machine()) -> dict[str, Any]:
-    """What bit-identity depends on besides the recipe (METHOD 1.3): recorded beside every stage."""
+def make_repeatable(machine: Machine) -> None:
+    """On CUDA: deterministic kernels only, so that the same work gives the same bits; the CPU needs nothing."""
+    if machine.device.startswith("cuda"):
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.backends.cudnn.benchmark = False
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False  # float32 means float32
+
+
+def execution(machine: Machine = Machine(), config: Any = None) -> dict[str, Any]:
+    """What bit-identity depends on besides the recipe (METHOD 1.3): recorded beside every stage.
+
+    `config` is the stage's part of the recipe in plain form, which says whether it computes in lower precision.
+    """
     on_gpu = machine.device.startswith("cuda")
     return {
         "torch": torch.__version__,
         "device": torch.cuda.get_device_name(machine.device) if on_gpu else machine.device,
-        "dtype": "float32",
-        "threads": torch.get_num_threads(),
+        "dtype": "bfloat16" if '"bfloat16"' in json.dumps(config) else "float32",
+        "threads": 1 if machine.workers > 1 else torch.get_num_threads(),  # of each worker
         "machine": platform.machine(),
         "micro_batch": machine.micro_batch,
     }
@@ -209,12 +221,13 @@ def stage(revision: int) -> Callable[[Callable[..., None]], Stage]:
     return lambda work: Stage(work.__name__, revision, work)
 
 
-def _reset_peak_memory() -> None:
+def reset_peak_memory() -> None:
+    """Lets `peak_memory_mb` count from now (Linux)."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 
 
-def _peak_memory_mb() -> float:
+def peak_memory_mb() -> float:
     """Peak resident memory of this process since the last reset, in MB (Linux: VmHWM)."""
     with contextlib.suppress(OSError, IndexError):
         line = Path("/proc/self/status").read_text().split("VmHWM:")[1].split("\n")[0]
@@ -269,21 +282,23 @@ class Store:
     ) -> None:
         sweep(artifact.folder)
         attempts = _attempts(artifact.folder)
-        write_json(artifact.folder / "attempts.json", [*attempts, {"began": time.time(), **execution(self.machine)}])
+        execution_now = execution(self.machine, asked["config"])
+        write_json(artifact.folder / "attempts.json", [*attempts, {"began": time.time(), **execution_now}])
         start = time.monotonic()
-        _reset_peak_memory()
+        reset_peak_memory()
+        make_repeatable(self.machine)
         workspace = Workspace(artifact.folder, lambda done, total: self.report(stage.name, done, total), self.machine)
         arguments = {} if seed is None else {"seed": seed}
         stage.work(workspace, config, *inputs, **arguments)
         record = {
             **asked,
             "digest": artifact.digest,
-            "execution": execution(self.machine),
+            "execution": execution_now,
             "attempts": len(attempts) + 1,
-            "bit_identical": all(a | execution(self.machine) == a for a in attempts),
+            "bit_identical": all(a | execution_now == a for a in attempts),
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             "seconds": time.monotonic() - start + sum(a["worked"] for a in attempts),
-            "peak_mb": _peak_memory_mb(),
+            "peak_mb": peak_memory_mb(),
             "versions": versions(),
             "files": {p.name: checksum(p) for p in sorted(artifact.folder.iterdir()) if _is_result(p)},
         }

@@ -30,6 +30,8 @@ class Step:
     x lives in the sigma space of Karras et al. 2022 (x = x0 + sigma n). `stage` counts the network evaluations within a
     step (Heun: 0 and 1). `raw` is the denoiser's x0-hat, `guided` the same after guidance.
     `previous` is the preceding step (None at the first one); its own `previous` is cut, so memory stays constant.
+    sigma is that of x; `level` that of the schedule, which churn leaves behind (None: the same). Windows and strength
+    profiles go by `scheduled`, so that the steps they pick are those of the plan whatever the sampler adds.
     """
 
     index: int
@@ -40,6 +42,12 @@ class Step:
     guided: Tensor
     labels: Tensor | None
     previous: Step | None = None
+    level: float | None = None
+
+    @property
+    def scheduled(self) -> float:
+        """The schedule's noise level of this evaluation."""
+        return self.sigma if self.level is None else self.level
 
 
 @runtime_checkable

@@ -6,7 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from foreign_files import tiny
 from PIL import Image
+from test_pickles import persistence, write_edm  # noqa: F401
 from tiny import tiny_recipe
 
 from gambeson import files
@@ -110,6 +112,8 @@ def test_presets_hold_the_authors_numbers() -> None:
     times = torch.linspace(0, 999, 250, dtype=torch.float64).long().flip(0).tolist()
     assert [signs["guidance"].window.contains(s) for s in sigmas] == [50 < t < 150 for t in times]
     strengths = {name: preset(name).generation["guidance"].strength for name in list(PRESETS)[:3]}
+    fast = preset("cdp-fast").generation
+    assert fast["guidance"].guided_steps(fast["levels"].sigmas()) == 4
     assert strengths == {"cdp-cifar10-hnm": 100e3, "cdp-cifar10-infonce": 20e3, "cdp-traffic-signs": 5e3}
 
 
@@ -181,6 +185,118 @@ def test_mistakes_are_answered_before_anything_runs(
 def test_every_command_explains_itself(command: str, capfd: pytest.CaptureFixture[str]) -> None:
     assert main([command, "--help"]) == 0
     assert f"usage: gambeson {command}" in capfd.readouterr().out
+
+
+def test_a_fitted_embedding_goes_through_recipe_and_weights(
+    recipe_file: Path, runs: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    words = ("--runs", runs, "--workers", "1", *SMALL)
+    fitted = (
+        "--generation.guidance.embedding",
+        "FittedEmbedding",
+        "--generation.guidance.embedding.warmup_blocks",
+        "1",
+    )
+    store = SyntheticStore.open(path_in(call(capfd, "generate", recipe_file, *words, *fitted), "store"))
+    assert store.provenance["embedding"] is not None
+    weights, encoder = tmp_path / "d.safetensors", tmp_path / "e.safetensors"
+    call(capfd, "train-diffusion", recipe_file, *words[:4], "--out", weights)
+    call(capfd, "train-encoder", recipe_file, *words[:4], "--out", encoder)
+    alone = (
+        "--encoder",
+        encoder,
+        "--generation.guidance",
+        "Contrastive",
+        "--generation.guidance.clip",
+        "0.01",
+        *fitted,
+    )
+    out = call(capfd, "generate", weights, *words, *alone)
+    assert SyntheticStore.open(path_in(out, "store")).provenance["embedding"] is not None
+    assert "guidance clipped at 0.01" in out
+
+
+@pytest.mark.usefixtures("persistence")
+@pytest.mark.parametrize("kind", ["ddim", "minimal-diffusion", "edm", "diffusers"])
+def test_weights_of_other_projects_generate(
+    kind: str, runs: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path, shape, options = foreign(kind, tmp_path)
+    words = ("--runs", runs, "--workers", "1", "--generation.count", "6", "--generation.block", "4")
+    steps = ("--generation.levels.steps", "3", "--generation.sampler", "DPMSolverPP")
+    store = SyntheticStore.open(path_in(call(capfd, "generate", path, *words, *steps, *options), "store")).verify()
+    assert (len(store), store.shape) == (6, shape)
+    call(capfd, "sample-grid", path, *words, *steps, *options, "--per-row", "2", "--out", tmp_path / "grid.png")
+
+
+def foreign(kind: str, folder: Path) -> tuple[Path, tuple[int, int, int], tuple[str, ...]]:
+    """Small weights in the files of another project, the shape of their images, and what has to be said of them."""
+    if kind == "diffusers":
+        from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+
+        blocks = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
+        unet = UNet2DModel(8, 1, 1, block_out_channels=(32, 32), layers_per_block=1, norm_num_groups=8, **blocks)
+        DDPMPipeline(unet, DDPMScheduler()).save_pretrained(folder / "pipeline")
+        return folder / "pipeline", (8, 8, 1), ()
+    if kind == "edm":
+        return write_edm(folder / "network.pkl", tiny("edm")), (16, 16, 1), ()
+    from gambeson.models.adm_unet import ADMUNetSpec
+    from gambeson.models.ddim_unet import DDIMUNetSpec
+
+    spec = DDIMUNetSpec(width=32) if kind == "ddim" else ADMUNetSpec.small()
+    torch.save(spec.build(3, 0 if kind == "ddim" else 43).state_dict(), folder / "weights.pt")
+    return folder / "weights.pt", (32, 32, 3), ("--denoiser.image_size", "32")
+
+
+def test_mistakes_with_weights_are_answered_before_anything_is_made(
+    recipe_file: Path, runs: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    words = ("--runs", runs, "--workers", "1")
+    weights = tmp_path / "weights"  # without an ending: known by its header
+    call(capfd, "train-diffusion", recipe_file, *words, "--out", weights)
+    unconditional = tmp_path / "u.safetensors"
+    call(
+        capfd,
+        "train-diffusion",
+        recipe_file,
+        *words,
+        "--denoiser.conditional",
+        "false",
+        *TEACHER,
+        "--out",
+        unconditional,
+    )
+    noisy = tmp_path / "noisy.safetensors"
+    call(capfd, "train-encoder", recipe_file, "--kind", "noise-conditioned", *FAST_NOISY, *words, "--out", noisy)
+    guided, towards = ("--generation.guidance", "Contrastive"), ("--generation.guidance", "TowardsClass")
+    foreign_words = ("--denoiser", "ForeignDenoiser", "--denoiser.path")
+    mistakes = {
+        "no encoder": ((weights, *guided), "--encoder FILE"),
+        "no such encoder": ((weights, *guided, "--encoder", "nowhere"), "--encoder FILE"),
+        "real pairs": ((weights, *guided, "--encoder", noisy, *PAIRS, "RealPositives"), "without real images"),
+        "noisy encoder": ((weights, *guided, "--encoder", noisy), "encoder"),
+        "noisy classifier": ((weights, *towards, "--encoder", noisy), "classifier"),
+        "another's options": ((weights, "--denoiser.image_size", "32"), "no reading options"),
+        "unconditional by class": ((recipe_file, *foreign_words, unconditional, *towards), "unconditional"),
+        "unconditional, own labels": ((recipe_file, *foreign_words, unconditional), "ByTeacher"),
+        "too few real images": ((recipe_file, *PAIRS, "RealNegatives"), "count"),
+        "repeats": ((recipe_file, *REPEATS, "--generation.sampler", "DPMSolverPP"), "keep_repeats"),
+        "one channel": ((recipe_file, "--student.network", "WideResNetSpec"), "channel"),
+    }
+    for mistake, (argv, expected) in mistakes.items():
+        place = tmp_path / mistake.replace(" ", "-")
+        assert main(["generate", *map(str, argv), "--runs", str(place), "--workers", "1"]) == 2, mistake
+        said = capfd.readouterr().err
+        assert expected in said, mistake
+        assert "Traceback" not in said
+        made = {p.parent.parent.name for p in place.glob("stages/*/*/done.json")}
+        assert made <= {"import_denoiser", "import_classifier"}, mistake
+
+
+TEACHER = ("--labeling.by", "ByTeacher")
+FAST_NOISY = ("--noisy_encoder.optimisation.steps", "8", "--noisy_encoder.network.width", "8")
+PAIRS = ("--generation.guidance.pairs",)
+REPEATS = ("--generation.levels", "TimestepLevels", "--generation.levels.keep_repeats", "true")
 
 
 def test_weights_of_another_shape_are_refused(

@@ -1,9 +1,11 @@
 """The digits door, mixtures, augmentation and the synthetic store."""
 
+import math
 import resource
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ import pytest
 import torch
 
 import gambeson
-from gambeson.data.augment import PadCrop
+from gambeson.data.augment import NonLeaking, PadCrop
 from gambeson.data.datasets import Digits, Split, largest_remainder
 from gambeson.data.mixture import Mixture, from_uint8, to_uint8
 from gambeson.data.synthetic import Chosen, StoreWriter, SyntheticStore
@@ -107,6 +109,123 @@ def test_crops_are_shifts_of_the_image_and_flips_need_leave() -> None:
     assert torch.equal(PadCrop(padding=0)(images, torch.Generator(), False), images)
 
 
+def warped(image: list[list[float]], spec: NonLeaking = NonLeaking(), **label: float) -> torch.Tensor:
+    """A single-channel image under one warp, its label written by name."""
+    names = ["flip", "down", "zoom", "cos", "sin", "along", "across", "right", "below"]
+    labels = torch.tensor([[label.get(name, 0.0) for name in names]])
+    return spec.warp(torch.tensor(image)[None, None], labels)[0, 0]
+
+
+GRID = [[1.0, 2, 3, 4], [5, 6, 7, 8], [9, 10, 11, 12], [13, 14, 15, 16]]
+BY_HAND = {
+    "mirrored": ({"flip": 1}, [[4, 3, 2, 1], [8, 7, 6, 5], [12, 11, 10, 9], [16, 15, 14, 13]]),
+    "upside down": ({"down": 1}, GRID[::-1]),
+    "one pixel right": ({"right": 2.0}, [[1, 1, 2, 3], [5, 5, 6, 7], [9, 9, 10, 11], [13, 13, 14, 15]]),
+    "two pixels up": ({"below": -4.0}, [GRID[2], GRID[3], GRID[3], GRID[2]]),
+    "a quarter turn clockwise": (
+        {"cos": -1, "sin": 1},
+        [[13, 9, 5, 1], [14, 10, 6, 2], [15, 11, 7, 3], [16, 12, 8, 4]],
+    ),
+    "mirrored, then turned": (
+        {"flip": 1, "cos": -1, "sin": 1},
+        [[16, 12, 8, 4], [15, 11, 7, 3], [14, 10, 6, 2], [13, 9, 5, 1]],
+    ),
+    "turned, then one pixel right": (
+        {"cos": -1, "sin": 1, "right": 2.0},
+        [[13, 13, 9, 5], [14, 14, 10, 6], [15, 15, 11, 7], [16, 16, 12, 8]],
+    ),
+}
+"""Shifts are in units of an eighth of 4 pixels; beyond the border the image is mirrored."""
+
+
+@pytest.mark.parametrize("name", BY_HAND)
+def test_warps_by_hand(name: str) -> None:
+    label, expected = BY_HAND[name]
+    assert torch.allclose(warped(GRID, **label), torch.tensor(expected, dtype=torch.float32), atol=1e-4)
+
+
+def test_zoom_and_stretch_by_hand() -> None:
+    """Scale 1, one unit: twice as large, so that pixel centres at -1.5, -.5, .5, 1.5 look at -.75, -.25, .25, .75.
+
+    A stretch along x doubles x and halves y: rows look at -3, -1, 1, 3, which mirrored at -2 and 2 is -1, -1, 1, 1.
+    """
+    spec = NonLeaking(scale=1.0, anisotropy=1.0)
+    ramp = [[0.0, 1, 2, 3]] * 4
+    zoomed = [0.75, 1.25, 1.75, 2.25]
+    assert torch.allclose(warped(ramp, spec, zoom=1), torch.tensor([zoomed] * 4), atol=1e-5)
+    smaller = torch.tensor([0.5, 0.5, 2.5, 2.5])
+    assert torch.allclose(warped(ramp, spec, zoom=-1), smaller.expand(4, 4), atol=1e-5)
+    assert torch.allclose(warped(ramp, spec, along=1), torch.tensor([zoomed] * 4), atol=1e-5)
+    assert torch.allclose(warped(ramp, spec, across=1), smaller.expand(4, 4), atol=1e-5)
+    tall = torch.tensor(ramp).T.tolist()
+    assert torch.allclose(warped(tall, spec, across=1), torch.tensor([zoomed] * 4).T, atol=1e-5)
+    assert torch.allclose(warped(ramp, spec, along=-1), warped(ramp, spec, along=1), atol=1e-5)  # an axis has two ends
+
+
+def test_warps_know_that_pixels_are_square() -> None:
+    """On a wide image a half turn of 8x4 pixels is exact, and a shift counts shares of its own side."""
+    wide = torch.rand(1, 2, 4, 8, generator=torch.Generator().manual_seed(0))
+    label = torch.zeros(3, 9)
+    label[0, 3], label[1, 7], label[2, 8] = -2, 1, 2  # a half turn; one eighth of 8 right; two eighths of 4 down
+    turned, right, down = NonLeaking().warp(wide.expand(3, -1, -1, -1), label)
+    assert torch.allclose(turned, wide[0].flip(1, 2), atol=1e-5)
+    assert torch.allclose(right[:, :, 1:], wide[0, :, :, :-1], atol=1e-5)
+    assert torch.allclose(down[:, 1:], wide[0, :, :-1], atol=1e-5)
+    quarter = torch.tensor([[0, 0, 0, -1, 1, 0, 0, 0, 0.0]])
+    middle = NonLeaking().warp(wide, quarter)[0, :, :, 2:6]
+    assert torch.allclose(middle, wide[0, :, :, 2:6].rot90(-1, (1, 2)), atol=1e-5)
+
+
+def test_an_image_is_unchanged_exactly_where_its_label_is_zero() -> None:
+    images = torch.rand(400, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    found, labels = NonLeaking()(images, torch.Generator().manual_seed(1), True)
+    same = (found == images).flatten(1).all(1)
+    assert torch.equal(same, (labels == 0).all(1))
+    assert 0.25 < same.float().mean() < 0.37  # half are not mirrored, and .88^4 of those have none of the others
+    assert found.shape == images.shape
+    assert labels.shape == (400, NonLeaking().parameters)
+    assert found.min() >= 0
+    assert found.max() <= 1
+    assert torch.equal(NonLeaking().warp(images, labels), found)  # the label says it all
+    again, told = NonLeaking()(images, torch.Generator().manual_seed(1), True)
+    assert torch.equal(again, found)
+    assert torch.equal(told, labels)
+
+
+def test_warps_come_as_often_and_as_strong_as_said() -> None:
+    """Karras et al. 2022, appendix F.2: each with probability A_prob, mirroring a coin for every image."""
+    spec = NonLeaking(probability=0.3, flip_vertical=True)
+    labels = spec.draw(20_000, (32, 16), torch.Generator().manual_seed(0), True)
+    flip, down, zoom, cos, sin, along, across, right, below = labels.T
+    stretch = torch.hypot(along, across)
+    for warp, share in ((flip, 0.5), (down, 0.15), (zoom, 0.3), (cos, 0.3), (stretch, 0.3)):
+        assert (warp != 0).float().mean().item() == pytest.approx(share, abs=0.012)
+    pixels = torch.cat([right * 2, below * 4])  # an eighth of 16 and of 32
+    assert torch.allclose(pixels, pixels.round(), atol=1e-5)
+    assert pixels.unique().numel() > 10
+    for strong in (zoom[zoom != 0].square(), stretch[stretch != 0].square(), below[below != 0].square()):
+        assert strong.mean().item() == pytest.approx(1, rel=0.13)
+    angle = torch.atan2(sin, cos + 1)[cos != 0]
+    assert angle.square().mean().item() == pytest.approx(math.pi**2 / 3, rel=0.05)
+    assert torch.allclose((cos + 1).square() + sin.square(), torch.ones(20_000), atol=1e-5)
+
+
+def test_warps_can_be_switched_off_and_mirroring_needs_leave() -> None:
+    off = NonLeaking(probability=1.0, flip=False, scale=0.0, rotate=0.0, anisotropy=0.0, translate=0.0)
+    assert (off.draw(50, (8, 8), torch.Generator().manual_seed(0), True) == 0).all()
+    g = [torch.Generator().manual_seed(0) for _ in range(3)]
+    every = NonLeaking(probability=1.0, flip_vertical=True)
+    safe, unsafe = every.draw(50, (8, 8), g[0], True), every.draw(50, (8, 8), g[1], False)
+    assert (unsafe[:, :2] == 0).all()
+    assert (safe[:, :2].mean(0) > 0.2).all()
+    assert torch.equal(safe[:, 2:], unsafe[:, 2:])
+    off.draw(50, (8, 8), g[2], True)
+    assert len({bytes(x.get_state().tolist()) for x in g}) == 1
+    for name, value in (("probability", 1.1), ("rotate", -0.1), ("translate", -0.1)):
+        with pytest.raises(UserError, match=name):
+            replace(off, **{name: value})
+
+
 def block(number: int) -> tuple[np.ndarray, np.ndarray]:
     size = 3 if number == 4 else 5
     images = np.random.default_rng(number).integers(0, 256, (size, 2, 2, 1), dtype=np.uint8)
@@ -186,6 +305,7 @@ def run_limited(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
 
 DISK_FULL = """
 import sys
+from dataclasses import replace
 from pathlib import Path
 import numpy as np
 from gambeson.data.synthetic import StoreWriter
@@ -205,6 +325,7 @@ def test_a_damaged_block_is_named(tmp_path: Path) -> None:
 
 WEIGHTS = """
 import sys
+from dataclasses import replace
 from pathlib import Path
 import torch
 from gambeson.models.files import save_tensors

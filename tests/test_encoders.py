@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from gambeson.canonical import digest
 from gambeson.data.datasets import Digits, ImageSet
 from gambeson.errors import UserError
-from gambeson.models import resnet
 from gambeson.models.classifiers import classifier_header, load_classifier, load_encoder
 from gambeson.models.files import load_tensors, load_weights, save_tensors
 from gambeson.models.noise_conditioned import NoiseConditionedClassifier, NoiseConditionedSpec
@@ -222,7 +221,7 @@ def test_impossible_encoders_are_refused(make: Callable[[], object]) -> None:
 
 @pytest.mark.parametrize("shape", [(1, 1, 8, 8), (1, 3, 30, 32), (1, 3, 32, 30)])
 def test_images_that_do_not_fit_a_wide_resnet_are_refused(shape: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match="sides divisible by 4, got"):
+    with pytest.raises(ValueError, match=r"sides divisible by 4, .* got|expected \[B, 3, H, W\], got"):
         WideResNet(10, 1)(torch.zeros(shape))
 
 
@@ -257,7 +256,7 @@ def test_what_does_not_fit_the_zoos_form_is_named() -> None:
 def test_classifier_files_round_trip_to_the_bit(spec: ResNetSpec | WideResNetSpec, tmp_path: Path) -> None:
     model, images = spec.build(1, 3, seed=5).eval(), waves(2, 1, 8, 8).float()
     save_tensors(tmp_path / "c.safetensors", model.state_dict(), classifier_header(model))
-    for load in (load_classifier, load_encoder, resnet.load_classifier):
+    for load in (load_classifier, load_encoder):
         loaded = load(tmp_path / "c.safetensors")
         assert loaded.spec == spec
         assert torch.equal(loaded(images), model(images))
@@ -275,6 +274,30 @@ def test_noise_conditioned_files_round_trip_and_are_no_classifiers_of_images(tmp
     assert not any(p.requires_grad for p in loaded.parameters())
     with pytest.raises(UserError, match="got a noise-conditioned one"):
         load_classifier(tmp_path / "n.safetensors")
+
+
+def test_an_encoder_for_images_of_another_size_is_refused(tmp_path: Path) -> None:
+    """Its header says which images it was trained on; files without that, as the first ones, are taken."""
+    model = ResNetSpec(width=4).build(1, 3)
+    path, old = tmp_path / "c.safetensors", tmp_path / "old.safetensors"
+    save_tensors(path, model.state_dict(), classifier_header(model, (1, 8, 8)))
+    save_tensors(old, model.state_dict(), classifier_header(model))
+    load_encoder(path)
+    assert torch.equal(load_encoder(path, (1, 8, 8)).head.weight, model.head.weight)
+    load_encoder(old, (1, 16, 16))
+    load_encoder(old, (1, 8, 8))
+    with pytest.raises(UserError, match=r"shape \(1, 16, 16\), got one that was trained on \(1, 8, 8\)"):
+        load_encoder(path, (1, 16, 16))
+
+
+@pytest.mark.parametrize(("stage", "spec"), [(train_classifier, WIDE), (train_noise_conditioned, NOISY)])
+def test_a_trained_encoder_knows_its_images(stage, spec, real: ImageSet, tmp_path: Path) -> None:
+    once = replace(spec, optimisation=replace(SHORT, steps=1), validations=1)
+    inputs = (real, None) if stage is train_classifier else (real,)
+    path = Store(tmp_path).once(stage, once, *inputs, seed=0).file("classifier.safetensors")
+    load_encoder(path, real.shape)
+    with pytest.raises(UserError, match="train or choose one for images of this size"):
+        load_encoder(path, (1, 32, 32))
 
 
 def test_files_of_something_else_are_refused_and_the_first_files_are_read(tmp_path: Path) -> None:

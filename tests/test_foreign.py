@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from foreign_files import TINY, TINY_CLASSES, Evil, tiny
+from foreign_files import TINY, TINY_CLASSES, Evil, Replaced, tiny
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from gambeson.errors import EnvironmentFault, UserError
+from gambeson.models.adm_unet import ADMUNetSpec
+from gambeson.models.ddim_unet import DDIMUNetSpec
 from gambeson.models.denoiser import VP, denoiser_header, load_denoiser
 from gambeson.models.files import save_tensors
 from gambeson.models.foreign import load_foreign
@@ -58,18 +60,77 @@ def test_ddims_training_checkpoint_gives_the_ema_and_old_torch_files_are_read(tm
     old = tmp_path / "old.ckpt"
     torch.save(ema, old, _use_new_zipfile_serialization=False)
     for path in (tmp_path / "ckpt.pth", old):
-        denoiser = load_foreign(path)
+        denoiser = load_foreign(path, image_size=32)
         assert torch.equal(denoiser.network.state_dict()["conv_in.weight"], ema["conv_in.weight"])
         assert denoiser.preconditioning == VP(time="index")
         assert denoiser.shape == (1, 32, 32)
     torch.save([raw, {"state": {}, "param_groups": []}, 3, 1000], tmp_path / "ckpt.pth")
-    assert load_foreign(tmp_path / "ckpt.pth").network.state_dict()["conv_in.weight"].abs().sum() == 0
+    plain = load_foreign(tmp_path / "ckpt.pth", image_size=32)
+    assert plain.network.state_dict()["conv_in.weight"].abs().sum() == 0
+
+
+def test_the_side_of_the_images_is_read_off_published_sizes_only(tmp_path: Path) -> None:
+    """DDIM's configurations and minimal-diffusion's multipliers by side; for others it has to be given."""
+    ddim = [DDIMUNetSpec(), DDIMUNetSpec(multipliers=(1, 2, 2, 2, 4), attention=(2,))]
+    adm = [ADMUNetSpec(), ADMUNetSpec.small(), ADMUNetSpec(multipliers=(1, 2, 3, 4), attention=(1, 2, 3))]
+    assert [spec.side for spec in ddim + adm] == [32, 64, 32, 32, 64]
+    others = [DDIMUNetSpec(width=64), DDIMUNetSpec(attention=(2,)), ADMUNetSpec(blocks=2), ADMUNetSpec(attention=(0,))]
+    assert [spec.side for spec in others] == [None] * 4
+    for kind in ("ddim", "minimal-diffusion"):
+        torch.save(tiny(kind), tmp_path / "w.pt")
+        with pytest.raises(UserError, match=r"image_size: expected the side of the images.*got none"):
+            load_foreign(tmp_path / "w.pt")
+    small = ADMUNetSpec.small().build(1, 3)  # GTSRB's network in one colour
+    torch.save(small.state_dict(), tmp_path / "w.pt")
+    assert load_foreign(tmp_path / "w.pt").shape == (1, 32, 32)
+    assert load_foreign(tmp_path / "w.pt", image_size=64).shape == (1, 64, 64)  # trained on others than its authors'
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.long(), "floating-point weights, got torch.int64"),
+        (lambda t: torch.where(t == t.max(), torch.nan, t), "finite weights, got '1 of 32 are NaN or infinite'"),
+        (lambda t: t / 0, "finite weights, got '32 of 32"),
+        (lambda t: t[:1].clone().expand(32), "numbers are all in the file"),
+    ],
+)
+@pytest.mark.parametrize("suffix", ["pt", "safetensors"])
+def test_weights_that_are_none_are_refused_by_name(tmp_path: Path, suffix: str, change, message: str) -> None:
+    tensors, path = tiny("ddim"), tmp_path / f"w.{suffix}"
+    tensors["norm_out.bias"] = change(tensors["norm_out.bias"])
+    if suffix == "pt":
+        torch.save({k: v.clone() if v.stride() != (0,) else v for k, v in tensors.items()}, path)
+    else:
+        save_file({k: v.contiguous() for k, v in tensors.items()}, path)
+        if "all in the file" in message:  # there each tensor is written out
+            assert load_foreign(path, image_size=16).classes == 0
+            return
+    with pytest.raises(UserError, match=rf"w\.{suffix}, norm_out\.bias: expected.*{message}"):
+        load_foreign(path, image_size=16)
+
+
+def test_a_few_bytes_that_ask_for_a_giant_are_refused_before_it_is_built(tmp_path: Path) -> None:
+    tensors = tiny("ddim")
+    tensors["conv_in.weight"] = torch.zeros(1).expand(1 << 40, 1, 3, 3)
+    torch.save(tensors, tmp_path / "w.pt")
+    with pytest.raises(UserError, match=r"conv_in\.weight: expected a tensor whose numbers are all in the file"):
+        load_foreign(tmp_path / "w.pt", image_size=16)
+
+
+def test_a_dict_with_methods_of_its_own_is_read_as_the_dict_it_is(tmp_path: Path) -> None:
+    """A file can replace an OrderedDict's attributes; nothing of them is called, and what breaks is a UserError."""
+    torch.save(Replaced(tiny("ddim"), items=5, keys=5), tmp_path / "w.pt")
+    assert load_foreign(tmp_path / "w.pt", image_size=16).spec == TINY["ddim"]
+    torch.save(Replaced(tiny("ddim"), get=5), tmp_path / "w.pt")
+    with pytest.raises(UserError, match=r"w\.pt: expected tensors by name"):
+        load_foreign(tmp_path / "w.pt", image_size=16)
 
 
 def test_the_callers_preconditioning_wins(tmp_path: Path) -> None:
     torch.save(tiny("ddim"), tmp_path / "weights.pt")
     mine = VP(prediction="v", schedule="cosine", time="index")
-    assert load_foreign(tmp_path / "weights.pt", preconditioning=mine).preconditioning == mine
+    assert load_foreign(tmp_path / "weights.pt", image_size=32, preconditioning=mine).preconditioning == mine
 
 
 @pytest.mark.parametrize("kind", TINY)
@@ -121,7 +182,7 @@ def test_weights_that_do_not_fit_are_named(tmp_path: Path) -> None:
     tensors["up.0.block.1.conv1.weight"] = tensors["up.0.block.1.conv1.weight"][:, 1:]
     torch.save(tensors, path)
     with pytest.raises(UserError, match=r"ddim.*missing \['norm_out.bias'\], unexpected \['logvar'\].*up\.0\.block\.1"):
-        load_foreign(path)
+        load_foreign(path, image_size=16)
     tensors = tiny("ddim")
     del tensors["down.1.block.0.conv1.weight"]
     torch.save(tensors, path)
@@ -240,8 +301,11 @@ def test_other_folders_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"config\.json"):
         load_foreign(tmp_path)
     folder = save_pipeline(tmp_path / "pipeline", library_unet())
-    with pytest.raises(UserError, match="a file with the weights of edm"):
-        load_foreign(folder, kind="edm")
+    for kind in ("edm", "ddim", "minimal-diffusion"):
+        with pytest.raises(UserError, match=f"a file with the weights of {kind}, got a folder; name the file itself"):
+            load_foreign(folder, kind=kind)
+    with pytest.raises(UserError, match="weights of edm, got no such file"):
+        load_foreign(tmp_path / "none", kind="edm")
     index = json.loads((folder / "model_index.json").read_text())
     (folder / "model_index.json").write_text(json.dumps({**index, "vqvae": ["diffusers", "VQModel"]}))
     with pytest.raises(UserError, match=r"works on pixels.*vqvae"):
@@ -264,6 +328,12 @@ def test_other_folders_are_refused(tmp_path: Path) -> None:
     save_file(tensors, folder / "unet" / "diffusion_pytorch_model.safetensors")
     with pytest.raises(UserError, match=r"missing_keys.*conv_in\.bias.*unexpected_keys.*extra"):
         load_foreign(folder)
+    bias = tensors.pop("extra")
+    for wrong, message in ((bias.long(), "floating point"), (bias / 0, "finite")):
+        tensors["conv_in.bias"] = wrong
+        save_file(tensors, folder / "unet" / "diffusion_pytorch_model.safetensors")
+        with pytest.raises(UserError, match=rf"(?s)conv_in\.bias.*{message}"):
+            load_foreign(folder)
 
 
 def test_a_hub_out_of_reach_is_said_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

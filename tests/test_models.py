@@ -1,5 +1,6 @@
 """Denoisers (EDM, VP, classifier-free), U-Net, small ResNet and their files."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,11 +9,14 @@ import torch
 from torch import Generator, Tensor, nn
 
 from gambeson.errors import UserError
+from gambeson.models.classifiers import classifier_header, load_classifier
+from gambeson.models.ddim_unet import DDIMUNetSpec
 from gambeson.models.denoiser import EDM, VP, ClassifierFree, NetworkDenoiser, denoiser_header, load_denoiser
 from gambeson.models.files import load_weights, save_tensors
 from gambeson.models.oracle import GaussianMixture
-from gambeson.models.resnet import ResNetSpec, classifier_header, load_classifier
+from gambeson.models.resnet import ResNetSpec
 from gambeson.models.unet import Attention, UNet, UNetSpec
+from gambeson.models.waves import waves
 
 LABELS = torch.tensor([0, 1, 2, 0])
 SPEC = UNetSpec(width=8)
@@ -128,6 +132,14 @@ def test_times_are_whole_at_the_table_and_interpolate_in_log_sigma(schedule: str
     assert vp.times(torch.tensor([1e-9, 1e9], dtype=dtype)).tolist() == [0, 999]
 
 
+def test_the_range_of_noise_levels_is_what_the_network_was_told() -> None:
+    assert EDM().sigma_range() == (0.0, math.inf)
+    smallest, largest = VP().sigma_range()
+    assert smallest == pytest.approx((1 / 0.9999 - 1) ** 0.5, rel=1e-6)
+    assert largest == pytest.approx((1 / 4.035829765e-05 - 1) ** 0.5, rel=1e-6)
+    assert VP().times(torch.tensor([smallest, largest], dtype=torch.float64)).tolist() == [0, 999]
+
+
 @pytest.mark.parametrize("prediction", ["eps", "v", "x0"])
 @pytest.mark.parametrize(("time", "told"), [("fraction", 0.4), ("index", 400.0)])
 def test_vp_predictions_by_hand(prediction: str, time: str, told: float) -> None:
@@ -216,6 +228,129 @@ def test_a_state_in_float64_keeps_its_precision_around_a_float32_network(precond
     assert out.dtype == torch.float64
     assert torch.allclose(out, small_denoiser(preconditioning).double()(x * sigma, sigma, LABELS), atol=1e-5)
     assert torch.allclose(out.float(), denoiser((x * sigma).float(), sigma, LABELS), atol=1e-5)
+
+
+class Listener(nn.Module):
+    """Remembers the times it is told."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.told = nn.Parameter(torch.zeros(1)), torch.empty(0)
+
+    def forward(self, x: Tensor, noise: Tensor, labels: Tensor | None) -> Tensor:
+        assert x.dtype == self.weight.dtype
+        self.told = noise
+        return x
+
+
+@pytest.mark.parametrize("state", [torch.float64, torch.float32, torch.bfloat16])
+def test_a_network_in_bfloat16_is_told_the_exact_time(state: torch.dtype) -> None:
+    """bfloat16 has 8 bits: 999 would be 1000 and 401 would be 400."""
+    vp = VP(time="index")
+    heard = wrap(Listener().to(torch.bfloat16), vp)
+    x = noise(1, 1, 8, 8).to(state)
+    for t in (401, 999):
+        assert heard(x, vp.table[t].item(), LABELS[:1]).dtype == state
+        assert isinstance(heard.network, Listener)
+        assert heard.network.told.item() == pytest.approx(t, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    "spec", [SPEC, DDIMUNetSpec(width=32, multipliers=(1, 2), attention=(1,))], ids=["own", "ddim"]
+)
+def test_networks_in_bfloat16_take_times_in_float32(spec: UNetSpec | DDIMUNetSpec) -> None:
+    network = spec.build(1, 0).to(torch.bfloat16).eval()
+    with torch.no_grad():
+        for p in network.parameters():
+            p.add_(0.05)
+    denoiser = NetworkDenoiser(network, VP(time="index"), spec=spec, classes=0, shape=(1, 8, 8), conditional_only=False)
+    x = noise(2, 1, 8, 8)
+    assert denoiser(x, 3.0).isfinite().all()
+
+
+def test_waves_by_hand_and_both_ways_to_compute_them() -> None:
+    """Frequencies 10000^(-j/n): 1, 1/10000 with the endpoint and 1, 1/100 without it."""
+    time = torch.tensor([0.0, 2.0])
+    sines, cosines = waves(time, 4, torch.float64, endpoint=True)
+    assert sines[1].tolist() == pytest.approx([math.sin(2), math.sin(2e-4)])
+    assert cosines[1].tolist() == pytest.approx([math.cos(2), math.cos(2e-4)])
+    assert waves(time, 4, torch.float64, endpoint=False)[0][1].tolist() == pytest.approx([math.sin(2), math.sin(0.02)])
+    usual = waves(time * 50, 64, torch.float64, endpoint=True)
+    for way in (False, True):
+        other = waves(time, 64, torch.float64, endpoint=True, scale=50.0, reciprocal=way)
+        assert torch.allclose(torch.cat(other), torch.cat(usual), atol=1e-9)
+    with pytest.raises(ValueError, match="even number"):
+        waves(time, 5, torch.float32, endpoint=True)
+
+
+def test_the_unets_own_waves_have_the_bits_that_its_weights_were_trained_with() -> None:
+    """Before there was one function for all: float32, noise times (1/10000)^(j/n) times 1000, cosines first."""
+    network, heard = SPEC.build(1, 0), []
+    network.noise[0].register_forward_hook(lambda module, inputs, output: heard.append(inputs[0]))
+    level = torch.linspace(-1.5, 1.5, 64)
+    network(noise(64, 1, 8, 8), level)
+    angles = level[:, None] * (1 / 10000) ** (torch.arange(4, dtype=torch.float32) / 3)[None, :] * 1000
+    assert torch.equal(heard[0], torch.cat([angles.cos(), angles.sin()], dim=1))
+
+
+def augmented_unet() -> UNet:
+    """Told 9 numbers, every weight away from 0."""
+    network = UNetSpec(width=8, augment=9).build(1, 3)
+    with torch.no_grad():
+        for p in network.parameters():
+            p.add_(0.05)
+    return network
+
+
+def test_a_unet_that_is_told_nothing_is_the_one_it_was() -> None:
+    """The same weights but for one more, the same outputs for no augmentation, whether it is left out or zeros."""
+    before, told = SPEC.build(1, 3, seed=4), UNetSpec(width=8, augment=9).build(1, 3, seed=4)
+    assert told.state_dict().keys() - before.state_dict().keys() == {"augment.weight"}
+    assert all(torch.equal(told.state_dict()[k], v) for k, v in before.state_dict().items())
+    network, x = augmented_unet(), noise(4, 1, 8, 8)
+    usual = network(x, torch.zeros(4), LABELS)
+    assert torch.equal(usual, network(x, torch.zeros(4), LABELS, torch.zeros(4, 9)))
+    labels = torch.eye(9)[[0, 3, 8, 0]]
+    assert not torch.isclose(usual, network(x, torch.zeros(4), LABELS, labels)).all(dim=3).all(dim=2).any()
+    bare = SPEC.build(1, 3)
+    bare.load_state_dict({k: v for k, v in network.state_dict().items() if k != "augment.weight"})
+    assert torch.equal(usual, bare(x, torch.zeros(4), LABELS))
+    for net in (bare, network):
+        with pytest.raises(ValueError, match="augmentation parameters per image"):
+            net(x, torch.zeros(4), LABELS, torch.zeros(4, 2))
+
+
+@pytest.mark.parametrize("preconditioning", [EDM(), VP(prediction="v")])
+def test_the_loss_tells_the_augmentation_and_denoising_asks_for_none(preconditioning: EDM | VP) -> None:
+    network, images = augmented_unet(), noise(4, 1, 8, 8)
+    denoiser, told = wrap(network, preconditioning), torch.eye(9)[[1, 4, 5, 7]]
+
+    def loss(augment: Tensor | None) -> Tensor:
+        return denoiser.loss(images, LABELS, Generator().manual_seed(1), augment=augment)
+
+    assert torch.equal(loss(None), loss(torch.zeros(4, 9)))
+    assert not torch.isclose(loss(None), loss(told), rtol=1e-6).any()
+    batch = denoiser.noised(images, LABELS, Generator().manual_seed(1), augment=told)
+    in_parts = torch.cat([denoiser.errors(part) for part in batch.split(3)])
+    assert torch.allclose(in_parts, loss(told), rtol=1e-4)
+    swapped = batch._replace(augment=told.flip(0))
+    assert not torch.isclose(denoiser.errors(swapped), loss(told), rtol=1e-6).any()
+    with pytest.raises(ValueError, match="0 augmentation parameters"):
+        small_denoiser(preconditioning).loss(images, LABELS, Generator().manual_seed(1), augment=told)
+
+
+def test_a_denoiser_that_is_told_augmentations_round_trips(tmp_path: Path) -> None:
+    network, x = augmented_unet(), noise(4, 1, 8, 8)
+    denoiser = NetworkDenoiser(
+        network, EDM(), spec=network.spec, classes=3, shape=(1, 8, 8), conditional_only=True
+    ).eval()
+    save_tensors(tmp_path / "d.safetensors", network.state_dict(), denoiser_header(denoiser))
+    loaded = load_denoiser(tmp_path / "d.safetensors")
+    assert loaded.spec == UNetSpec(width=8, augment=9)
+    assert torch.equal(loaded(x, 1.0, LABELS), denoiser(x, 1.0, LABELS))
+    older = {**denoiser_header(small_denoiser()), "network": {"class": "UNetSpec", "width": 8}}
+    save_tensors(tmp_path / "old.safetensors", small_denoiser().network.state_dict(), older)
+    assert load_denoiser(tmp_path / "old.safetensors").spec == SPEC  # a header from before there was augmentation
 
 
 def test_dropped_labels_become_the_null_class_and_leave_the_noise_alone() -> None:
@@ -392,6 +527,7 @@ def test_a_mismatch_names_the_keys() -> None:
         lambda: UNetSpec(multipliers=()),
         lambda: UNetSpec(attention=3),
         lambda: UNetSpec(dropout=1.0),
+        lambda: UNetSpec(augment=-1),
         lambda: VP(steps=1),
         lambda: VP(beta_end=1.5),
         lambda: ResNetSpec(width=0),

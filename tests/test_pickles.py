@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from foreign_files import EDM_LABELS, GOLDEN, SMALL, TINY, Evil, agrees, filled, manifest, pattern, tiny
+from foreign_files import EDM_LABELS, GOLDEN, SMALL, TINY, Evil, Replaced, agrees, filled, manifest, pattern, tiny
 from torch import Tensor, nn
 
 from gambeson.errors import EnvironmentFault, UserError
@@ -189,6 +189,46 @@ def test_tricks_with_allowed_names_end_the_reading(tmp_path: Path, content: byte
     (tmp_path / "net.pkl").write_bytes(content)
     with pytest.raises((UserError, EnvironmentFault), match="expected"):
         read_pickle(tmp_path / "net.pkl")
+    with pytest.raises((UserError, EnvironmentFault), match="expected"):
+        load_foreign(tmp_path / "net.pkl")
+
+
+HUGE = (torch._utils._rebuild_tensor_v2, torch.zeros(2)._typed_storage(), 0, (1 << 20, 1 << 20), (0, 0), False, {})
+
+
+@pytest.mark.parametrize(
+    ("tables", "message"),
+    [
+        ({"_parameters": Replaced({"a": 1}, items=5)}, "plain OrderedDict"),
+        ({"_modules": Replaced({}, get=5)}, "plain OrderedDict"),
+        ({"_parameters": OrderedDict(weight=Call(*HUGE))}, "at most the 2 numbers stored"),
+        ({"_init_kwargs": {"channel_mult_noise": torch.zeros(2)}}, "cannot be read as such: Boolean value"),
+        ({"label_dropout": 10**400}, "cannot be read as such: int too large"),
+        ({"_modules": {}}, "weights|tensor"),
+    ],
+)
+def test_tricks_inside_a_network_are_user_errors(tmp_path: Path, persistence: None, tables: dict, message: str) -> None:
+    path = write_edm(tmp_path / "net.pkl", tiny("edm"))
+    network = edm_object(tiny("edm"))
+    network._modules["model"].__dict__.update(tables)
+    path.write_bytes(pickle.dumps({"ema": network}))
+    with pytest.raises(UserError, match=message):
+        load_foreign(path)
+
+
+@pytest.mark.parametrize("sigma_data", [float("nan"), 0.0, float("inf")])
+def test_a_scale_that_is_none_is_refused(tmp_path: Path, persistence: None, sigma_data: float) -> None:
+    path = write_edm(tmp_path / "net.pkl", tiny("edm"), EDMPrecond={"sigma_data": sigma_data})
+    with pytest.raises(UserError, match="sigma_data: expected a number above 0"):
+        load_foreign(path)
+
+
+def test_many_tensors_of_one_storage_share_it(tmp_path: Path) -> None:
+    """A file of a few bytes per tensor cannot ask for a copy of the storage each time."""
+    storage = torch.zeros(100_000)._typed_storage()
+    views = [Call(torch._utils._rebuild_tensor_v2, storage, 0, (100_000,), (1,), False, {}) for _ in range(50)]
+    (tmp_path / "net.pkl").write_bytes(pickle.dumps(views))
+    assert len({view.data_ptr() for view in read_pickle(tmp_path / "net.pkl")}) == 1
 
 
 def test_cut_files_are_named_as_damaged(tmp_path: Path, persistence: None) -> None:

@@ -1,6 +1,7 @@
 """Generation in blocks, the Gaussian control, labels and selection."""
 
 import json
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,10 +15,11 @@ from gambeson.data.datasets import Digits, ImageSet
 from gambeson.data.mixture import to_uint8
 from gambeson.data.synthetic import Chosen, StoreWriter, SyntheticStore
 from gambeson.errors import UserError
+from gambeson.models.denoiser import VP, load_denoiser
 from gambeson.models.resnet import ResNetSpec
 from gambeson.models.unet import UNetSpec
 from gambeson.robustness.losses import Plain
-from gambeson.sampling.contrastive import HardNegative, InfoNCE, SupervisedContrastive
+from gambeson.sampling.contrastive import Debiased, HardNegative, InfoNCE, InfoNCEPaper, SupervisedContrastive
 from gambeson.sampling.embedding import FittedEmbedding, PerRunEmbedding
 from gambeson.sampling.guidance import Contrastive, DenoisedFeatures, NoisyFeatures, TowardsClass, Window
 from gambeson.sampling.levels import NoiseLevels, TimestepLevels
@@ -26,7 +28,7 @@ from gambeson.sampling.samplers import DDIM, DDPM, DPMSolverPP, Euler, Heun
 from gambeson.store import Artifact, Machine, Store
 from gambeson.synthesis.gaussian import GaussianControl, fit_classes, gaussian_control
 from gambeson.synthesis.generate import Maker, Sources, fit_embedding, generate
-from gambeson.synthesis.generation import Generation
+from gambeson.synthesis.generation import Generation, Networks, sample_block
 from gambeson.synthesis.label import ByCondition, ByTeacher, Labeling, label
 from gambeson.synthesis.select import Confidence, Entropy, Selection, select, top_per_class
 from gambeson.threat import ThreatModel
@@ -39,6 +41,8 @@ GUIDANCES = {
     "none": None,
     "infonce": Contrastive(loss=InfoNCE(temperature=0.1), strength=1.0, window=WINDOW, features=NoisyFeatures()),
     "hnm": Contrastive(loss=HardNegative(), strength=10.0, window=WINDOW, features=NoisyFeatures()),
+    "infonce of the paper": Contrastive(loss=InfoNCEPaper(), strength=1.0, window=WINDOW),
+    "debiased": Contrastive(loss=Debiased(), strength=10.0, window=WINDOW, features=DenoisedFeatures()),
     "conditional hnm": Contrastive(
         loss=HardNegative(temperature=0.5, tau_plus=0.0),
         pairs=OtherClasses(),
@@ -97,6 +101,18 @@ def maker(spec: Generation, real: ImageSet, made, root: Path, seed: int = 5, mac
     return Maker.start(spec, sources.open(spec, machine.device, seed), writer, machine, seed)
 
 
+class Stopped(Exception):
+    """The end of a run at a chosen moment."""
+
+
+def stop_after(blocks: int):
+    def report(stage: str, done: int, total: int) -> None:
+        if total and done == blocks:
+            raise Stopped
+
+    return report
+
+
 @pytest.mark.parametrize("guidance", GUIDANCES)
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_a_block_is_the_same_whatever_else_is_sampled(
@@ -115,6 +131,18 @@ def test_a_block_is_the_same_whatever_else_is_sampled(
     assert 0 <= alone.min() <= alone.max() <= 1
     assert labels is not None
     assert labels.bincount().tolist() == [1] * 10
+    fitted = isinstance(spec.guidance, Contrastive) and spec.guidance.embedding is not None
+    store, denoiser, teacher = made
+    embedding = store.once(fit_embedding, spec.warm_up, real, denoiser, teacher, seed=0) if fitted else None
+    inputs = (real, denoiser, teacher if spec.guidance is not None else None, embedding)
+    for shard, stopped in ((1, 1), (3, 2)):  # broken off after some blocks, in shards of different size, and resumed
+        sharded = replace(spec, blocks_per_shard=shard)
+        with pytest.raises(Stopped):
+            Store(tmp_path, stop_after(stopped)).once(generate, sharded, *inputs, seed=5)
+        whole = Store(tmp_path).once(generate, sharded, *inputs, seed=5)
+        stored = SyntheticStore.open(whole.folder / "images").verify().read(np.arange(25))[0]
+        own = maker(spec, real, made, tmp_path)
+        assert np.array_equal(stored, to_uint8(torch.cat([own.sample(b)[0] for b in (0, 1, 2)])[:25]))
     if guidance != "none":
         plain, _ = maker(replace(spec, guidance=None), real, made, tmp_path).sample(2)
         assert not torch.equal(plain, alone)
@@ -135,18 +163,6 @@ def test_generation_does_not_depend_on_shards_workers_or_interruptions(
     others = Store(tmp_path / "other", machine=Machine(workers=workers))
     other = others.once(generate, replace(spec, blocks_per_shard=shard), real, denoiser, teacher, seed=1)
     assert np.array_equal(SyntheticStore.open(other.folder / "images").verify().read(np.arange(25))[0], images)
-
-
-class Stopped(Exception):
-    """The end of a run at a chosen moment."""
-
-
-def stop_after(blocks: int):
-    def report(stage: str, done: int, total: int) -> None:
-        if total and done == blocks:
-            raise Stopped
-
-    return report
 
 
 PER_RUN = replace(TINY, guidance=Contrastive(strength=300.0, window=WINDOW, embedding=PerRunEmbedding()))
@@ -189,6 +205,106 @@ def test_an_embedding_is_fitted_once_and_frozen(real: ImageSet, made, tmp_path: 
     assert shorter.file("embedding.safetensors").read_bytes() != read[0]
     images = Store(tmp_path / "a").once(generate, spec, real, denoiser, teacher, first, seed=1)
     assert SyntheticStore.open(images.folder / "images").provenance["embedding"] == first.digest
+
+
+def test_an_embedding_that_was_not_fitted_is_refused(real: ImageSet, made, tmp_path: Path) -> None:
+    """Else it would learn on while images are made, and these would depend on the workers."""
+    _, denoiser, teacher = made
+    spec = replace(TINY, guidance=GUIDANCES["embedding"])
+    with pytest.raises(UserError, match="fitted embedding network"):
+        Store(tmp_path).once(generate, spec, real, denoiser, teacher, seed=1)
+    fitted = Store(tmp_path).once(fit_embedding, spec.warm_up, real, denoiser, teacher, seed=1)
+    with pytest.raises(UserError, match="none otherwise"):
+        Store(tmp_path).once(generate, PER_RUN, real, denoiser, teacher, fitted, seed=1)
+
+
+def test_warm_up_images_are_not_those_that_are_kept(real: ImageSet, made, tmp_path: Path, monkeypatch) -> None:
+    from gambeson.synthesis import generate as module
+
+    seeds, original = [], module.sample_block
+
+    def watched(*arguments):
+        seeds.append(arguments[6])
+        return original(*arguments)
+
+    monkeypatch.setattr(module, "sample_block", watched)
+    _, denoiser, teacher = made
+    spec = replace(TINY, guidance=GUIDANCES["embedding"])
+    fitted = Store(tmp_path).once(fit_embedding, spec.warm_up, real, denoiser, teacher, seed=1)
+    warm = set(seeds)
+    Store(tmp_path).once(generate, spec, real, denoiser, teacher, fitted, seed=1)
+    assert len(warm) == 1
+    assert not warm & set(seeds[1:])
+
+
+def test_a_store_finished_under_other_conditions_is_marked(real: ImageSet, made, tmp_path: Path) -> None:
+    """METHOD 1.3: micro-batch, threads and device are no part of the recipe, but of what its bits depend on."""
+    _, denoiser, _ = made
+    with pytest.raises(Stopped):
+        Store(tmp_path, stop_after(1)).once(generate, TINY, real, denoiser, None, seed=1)
+    mixed = Store(tmp_path, machine=Machine(micro_batch=3)).once(generate, TINY, real, denoiser, None, seed=1)
+    assert mixed.record["bit_identical"] is False
+    low = replace(TINY, precision="bfloat16")
+    assert Store(tmp_path).once(generate, low, real, denoiser, None, seed=1).record["execution"]["dtype"] == "bfloat16"
+    whole = Store(tmp_path).once(generate, replace(TINY, count=10), real, denoiser, None, seed=1).record
+    assert (whole["bit_identical"], whole["execution"]["dtype"]) == (True, "float32")
+
+
+def test_portions_reach_every_network(real: ImageSet, made, tmp_path: Path) -> None:
+    """No network sees more images at once than --micro-batch says."""
+    sizes: list[int] = []
+    for guidance in ("hnm", "classifier"):
+        one = maker(replace(TINY, guidance=GUIDANCES[guidance]), real, made, tmp_path, machine=Machine(micro_batch=3))
+        for network in (one.networks.denoiser, one.networks.encoder):
+            first = next(m for m in network.modules() if isinstance(m, torch.nn.Conv2d))
+            first.register_forward_pre_hook(lambda module, given: sizes.append(len(given[0])))
+        one.sample(0)
+    assert max(sizes) == 3
+
+
+def test_classifier_free_guidance_and_precision_act(real: ImageSet, tmp_path: Path) -> None:
+    """Scale 1 is the conditional model, others are not; bfloat16 reaches the encoder too."""
+    store, fitted = Store(tmp_path), Optimisation(steps=40, batch_size=32, learning_rate=2e-3, momentum=0.0)
+    training = DenoiserTraining(network=UNetSpec(width=8), optimisation=fitted, label_dropout=0.3)
+    denoiser = load_denoiser(store.once(train_denoiser, training, real, seed=0).file("denoiser.safetensors"))
+    x, labels = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(4)
+    scaled = {s: replace(TINY, classifier_free=s).denoise(denoiser)(x, 1.0, labels) for s in (0.0, 1.0, 3.0)}
+    assert torch.equal(scaled[1.0], denoiser(x, 1.0, labels))
+    assert torch.allclose(scaled[3.0], scaled[0.0] + 3 * (scaled[1.0] - scaled[0.0]), atol=1e-5)
+    dtypes = []
+    encoder = ResNetSpec(width=4).build(1, 10).eval().requires_grad_(False)
+    encoder.norm.register_forward_hook(lambda module, given, out: dtypes.append(given[0].dtype))
+    low = replace(TINY, guidance=GUIDANCES["hnm"], precision="bfloat16")
+    low.check(Networks(denoiser=denoiser, encoder=encoder))
+    assert dtypes == [torch.bfloat16]
+
+
+def test_levels_beyond_the_training_of_a_model_are_refused(real: ImageSet, tmp_path: Path) -> None:
+    fitted = Optimisation(steps=2, batch_size=8, momentum=0.0)
+    training = DenoiserTraining(network=UNetSpec(width=8), preconditioning=VP(), optimisation=fitted)
+    denoiser = load_denoiser(Store(tmp_path).once(train_denoiser, training, real, seed=0).file("denoiser.safetensors"))
+    replace(TINY, levels=TimestepLevels(kind="even", steps=9)).check(Networks(denoiser=denoiser))
+    cosine = replace(TINY, levels=TimestepLevels(kind="even", schedule="cosine", steps=9))
+    with pytest.raises(UserError, match="highest noise"):
+        cosine.check(Networks(denoiser=denoiser))
+
+
+def test_memory_does_not_grow_with_steps() -> None:
+    """However long the walk, no more than a few of the denoised images are alive at once."""
+    alive: dict[int, int] = {}
+    for steps in (6, 24):
+        spec = replace(TINY, sampler=DDIM(), levels=NoiseLevels(steps=steps))
+        made: list[weakref.ref] = []
+
+        def denoise(x, sigma, labels=None, made=made, steps=steps):
+            out = x / (1 + sigma**2)
+            made.append(weakref.ref(out))
+            alive[steps] = max(alive.get(steps, 0), sum(r() is not None for r in made))
+            return out
+
+        sample_block(spec, denoise, None, (1, 8, 8), 10, 0, 0)
+        assert len(made) == steps
+    assert alive[6] == alive[24] <= 4
 
 
 def test_clipped_guidance_is_counted_in_the_store(real: ImageSet, made, tmp_path: Path) -> None:

@@ -13,14 +13,16 @@ from torch import Tensor, nn
 from gambeson.data.augment import PadCrop
 from gambeson.data.datasets import Digits, ImageSet, Split
 from gambeson.errors import UserError
+from gambeson.models.classifiers import load_classifier
 from gambeson.models.denoiser import EDM, VP, load_denoiser
-from gambeson.models.files import load_tensors
-from gambeson.models.resnet import ResNetSpec, load_classifier
+from gambeson.models.files import load_tensors, save_tensors
+from gambeson.models.resnet import ResNetSpec
 from gambeson.models.unet import UNetSpec
 from gambeson.randomness import generator
 from gambeson.robustness.losses import TRADES, Plain
 from gambeson.store import Store, Workspace
 from gambeson.threat import ThreatModel
+from gambeson.training import loop
 from gambeson.training.classifier import ClassifierTraining, train_classifier
 from gambeson.training.diffusion import DenoiserTraining, mean_loss, train_denoiser
 from gambeson.training.loop import Optimisation, TrainingState, drawing_from, fit
@@ -133,6 +135,55 @@ def test_an_interrupted_training_ends_in_the_same_bits(stage, spec, real: ImageS
     assert stops == 3
     name = "classifier.safetensors" if stage is train_classifier else "denoiser.safetensors"
     assert (folder / name).read_bytes() == whole.file(name).read_bytes()
+
+
+def test_saving_takes_a_small_share_of_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A save of 3 s is followed by none for 60 s, however often one is asked for; steps of 1 s."""
+    clock, saves, model = [0.0], [], nn.Linear(1, 1)
+
+    def step(step: int) -> Tensor:
+        clock[0] += 1.0
+        return model(torch.ones(1, 1))[:, 0].square()
+
+    def save(self: TrainingState, path: Path) -> None:
+        clock[0] += 3.0
+        saves.append(self.step)
+
+    monkeypatch.setattr(loop.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(TrainingState, "save", save)
+    for seconds, expected in [(10.5, [11, 72, 133, 194]), (90.5, [91, 182]), (-1.0, list(range(1, 201)))]:
+        saves.clear()
+        o = Optimisation(steps=200, learning_rate=1e-3)
+        list(fit(TrainingState.start(model, o), o, step, Workspace(tmp_path, checkpoint_seconds=seconds)))
+        assert saves == expected
+
+
+def test_the_state_on_disk_does_not_grow_with_the_steps(tmp_path: Path) -> None:
+    model, o = nn.Linear(1, 1, bias=False), Optimisation(steps=1500, learning_rate=1e-4)
+    state = TrainingState.start(model, o)
+    losses = []
+    for step in fit(state, o, lambda step: model(torch.ones(1, 1))[:, 0] + step, Workspace(tmp_path)):
+        losses.append(state.losses[-1])
+        if step in (10, 1000):
+            assert state.losses == losses
+    assert state.losses == losses[-1000:]
+    assert state.recent_loss(7) == pytest.approx(sum(losses[-7:]) / 7)
+    assert state.recent_loss(2000) == pytest.approx(sum(losses[-1000:]) / 1000)
+    state.save(tmp_path / "state")
+    again = TrainingState.start(nn.Linear(1, 1, bias=False), o)
+    again.load(tmp_path / "state")
+    assert again.losses == state.losses
+
+
+def test_weights_that_share_memory_are_written_and_the_file_has_the_usual_rights(tmp_path: Path) -> None:
+    base = torch.arange(6.0).reshape(2, 3)
+    tensors = {"a": base, "b": base.T, "c": base[1], "again": base, "empty": torch.zeros(0, 2)}
+    save_tensors(tmp_path / "w.safetensors", tensors, {})
+    loaded, _ = load_tensors(tmp_path / "w.safetensors")
+    assert all(torch.equal(loaded[k], v) for k, v in tensors.items())
+    (tmp_path / "other").write_bytes(b"")
+    assert (tmp_path / "w.safetensors").stat().st_mode == (tmp_path / "other").stat().st_mode
+    assert {p.name for p in tmp_path.iterdir()} == {"w.safetensors", "other"}
 
 
 def test_training_moves_no_global_state(real: ImageSet, tmp_path: Path) -> None:

@@ -77,6 +77,17 @@ class ADMUNetSpec:
         require(first == widths[0], "ADM U-Net, input_blocks.0.0.weight", f"{widths[0]} rows", first)
         return spec, channels, classes
 
+    @property
+    def side(self) -> int | None:
+        """The side of the images where minimal-diffusion's own sizes (UNet, UNetSmall of any width) tell it; else None.
+
+        Its multipliers go by the side, with self-attention at 32, 16 and 8 pixels.
+        """
+        made = {((1, 2, 2, 2), (0, 1, 2)): 32, ((1, 2, 3, 4), (1, 2, 3)): 64, ((1, 1, 2, 3, 4), (2, 3, 4)): 128}
+        sizes = ((3, 4, 64), (2, 2, 32))
+        fits = (self.blocks, self.embedding, self.head_width) in sizes
+        return made.get((self.multipliers, self.attention)) if fits else None
+
     def check(self, shape: tuple[int, int, int]) -> None:
         """Raises UserError where images of (channels, height, width) cannot be halved at every resolution."""
         check_sides("ADM U-Net", len(self.multipliers), shape)

@@ -19,10 +19,17 @@ CleanClassifier = SmallResNet | WideResNet
 _SPECS: dict[str, type[Spec]] = {s.__name__: s for s in (ResNetSpec, WideResNetSpec, NoiseConditionedSpec)}
 
 
-def classifier_header(model: CleanClassifier | NoiseConditionedClassifier) -> dict[str, Any]:
-    """What is needed besides the weights to build this classifier again."""
+def classifier_header(
+    model: CleanClassifier | NoiseConditionedClassifier, shape: tuple[int, int, int] | None = None
+) -> dict[str, Any]:
+    """What is needed besides the weights to build this classifier again.
+
+    shape: (channels, height, width) of the images it was trained on. The networks average over the pixels and take any
+    size, so nothing else would tell that they are given images of another.
+    """
     network = {"class": type(model.spec).__name__, **asdict(model.spec)}
-    return {"kind": "classifier", "network": network, "channels": model.channels, "classes": model.classes}
+    header = {"kind": "classifier", "network": network, "channels": model.channels, "classes": model.classes}
+    return header if shape is None else {**header, "shape": list(shape)}
 
 
 def load_classifier(path: Path) -> CleanClassifier:
@@ -39,11 +46,21 @@ def load_classifier(path: Path) -> CleanClassifier:
     return model
 
 
-def load_encoder(path: Path) -> CleanClassifier | NoiseConditionedClassifier:
-    """Any classifier from its safetensors file, frozen, in eval mode; UserError for the file of something else."""
+def load_encoder(path: Path, shape: tuple[int, int, int] | None = None) -> CleanClassifier | NoiseConditionedClassifier:
+    """Any classifier from its safetensors file, frozen, in eval mode.
+
+    Raises UserError for the file of something else and, with `shape`, for a classifier of images of another one (files
+    that do not say theirs are taken).
+    """
     tensors, header = load_tensors(path)
     if header.get("kind") != "classifier":
         raise UserError(f"{path}: expected the weights of a classifier, got {header.get('kind', 'a foreign file')!r}")
+    made_for = tuple(header.get("shape") or shape or ())
+    if shape is not None and made_for != tuple(shape):
+        raise UserError(
+            f"{path}: expected a classifier of images of shape {tuple(shape)}, got one that was trained on {made_for}; "
+            "train or choose one for images of this size"
+        )
     model = _spec_of(header["network"]).build(header["channels"], header["classes"])
     load_weights(model, tensors, str(path))
     return model.eval().requires_grad_(False)

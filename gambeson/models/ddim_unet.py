@@ -48,6 +48,15 @@ class DDIMUNetSpec:
         )
         return spec, channels, 0
 
+    @property
+    def side(self) -> int | None:
+        """The side of the images where the published configurations tell it: CIFAR-10, CelebA and LSUN; else None.
+
+        All of them have self-attention at 16 pixels.
+        """
+        published = {((1, 2, 2, 2), (1,)): 32, ((1, 2, 2, 2, 4), (2,)): 64, ((1, 1, 2, 2, 4, 4), (4,)): 256}
+        return published.get((self.multipliers, self.attention)) if (self.width, self.blocks) == (128, 2) else None
+
     def check(self, shape: tuple[int, int, int]) -> None:
         """Raises UserError where images of (channels, height, width) cannot be halved at every resolution."""
         check_sides("DDIM U-Net", len(self.multipliers), shape)

@@ -7,9 +7,10 @@ Dhariwal 2021; Salimans and Ho 2022), in the sigma space of METHOD 1.3.
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
@@ -20,7 +21,7 @@ from gambeson.canonical import plain
 from gambeson.errors import UserError, require, unknown
 from gambeson.models.files import load_tensors, load_weights
 from gambeson.schedules import cosine_alpha_bar, linear_alpha_bar, sigma_from_alpha_bar
-from gambeson.types import Denoiser, Images, Labels, PerImage
+from gambeson.types import Denoiser, Features, Images, Labels, PerImage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +40,10 @@ class EDM:
         """[count] training noise levels, log-normal."""
         return (torch.randn(count, generator=generator) * self.p_std + self.p_mean).exp()
 
+    def sigma_range(self) -> tuple[float, float]:
+        """The smallest and largest noise level that the network can be told: any above 0."""
+        return 0.0, math.inf
+
     def weight(self, sigma: Tensor) -> Tensor:
         """The loss weight lambda(sigma) = (sigma^2 + sigma_data^2) / (sigma sigma_data)^2."""
         return (sigma**2 + self.sigma_data**2) / (sigma * self.sigma_data) ** 2
@@ -56,7 +61,8 @@ class VP:
     """A DDPM-like model: the network sees x_vp = sqrt(abar_t) x0 + sqrt(1 - abar_t) n and the time t of a table.
 
     It predicts n (Ho et al. 2020), v = sqrt(abar_t) n - sqrt(1 - abar_t) x0 (Salimans and Ho 2022) or x0.
-    Noise levels between the entries of the table are interpolated in ln(sigma), those outside it clamped to its ends.
+    Noise levels between the entries of the table are interpolated in ln(sigma). Those outside it are told as its ends
+    though the state is at another level: keep within `sigma_range`.
     """
 
     prediction: Literal["eps", "v", "x0"] = "eps"  # what the network predicts: the noise n, v, or the clean image x0
@@ -78,6 +84,10 @@ class VP:
     def table(self) -> Tensor:
         """[steps] float64 sigma_t = sqrt((1 - abar_t) / abar_t), increasing."""
         return _vp_table(self.schedule, self.steps, self.beta_start, self.beta_end, torch.device("cpu"))
+
+    def sigma_range(self) -> tuple[float, float]:
+        """The smallest and largest noise level of the table: a network was told no other ones."""
+        return self.table[0].item(), self.table[-1].item()
 
     def sigmas(self, count: int, generator: Generator) -> Tensor:
         """[count] float64 training noise levels: t uniform over the table."""
@@ -107,11 +117,16 @@ class VP:
         s = sigma[:, None, None, None]
         norm = (1 + s**2).sqrt()  # sqrt(abar) = 1 / norm, sqrt(1 - abar) = s / norm
         t = self.times(sigma)
-        told = (t / self.steps if self.time == "fraction" else t).to(x.dtype)
+        told = (t / self.steps if self.time == "fraction" else t).to(_precise(x.dtype))
         predicted = network(x / norm, told, labels)
         if self.prediction == "eps":
             return x - s * predicted
         return x / norm**2 - s / norm * predicted if self.prediction == "v" else predicted
+
+
+def _precise(dtype: torch.dtype) -> torch.dtype:
+    """At least float32: in bfloat16 the time 999 is 1000."""
+    return torch.promote_types(dtype, torch.float32)
 
 
 @lru_cache(maxsize=16)
@@ -128,25 +143,30 @@ class NetworkSpec(Protocol):
 
 
 class Noised(NamedTuple):
-    """A batch as the training loss sees it: clean and noisy images [B, C, H, W], noise levels [B], labels [B]."""
+    """A batch as the training loss sees it: clean and noisy images [B, C, H, W], noise levels [B], labels [B].
+
+    `augment` [B, A] says how the clean images were augmented; None: not at all.
+    """
 
     clean: Tensor
     noisy: Tensor
     sigma: Tensor
     labels: Tensor | None
+    augment: Tensor | None = None
 
     def split(self, parts: int) -> list[Noised]:
         """Consecutive parts of about equal size."""
         clean, noisy, sigma = (t.tensor_split(parts) for t in self[:3])
-        labels = [None] * parts if self.labels is None else self.labels.tensor_split(parts)
-        return [Noised(*part) for part in zip(clean, noisy, sigma, labels, strict=True)]
+        told = ([None] * parts if t is None else t.tensor_split(parts) for t in self[3:])
+        return [Noised(*part) for part in zip(clean, noisy, sigma, *told, strict=True)]
 
 
 class NetworkDenoiser(nn.Module):
     """A Denoiser: images in [-1, 1] plus sigma times normal noise -> the expected clean image.
 
-    `network` is called as (x [B, C, H, W], noise [B], labels [B] or None); `spec` says how it is built again.
-    classes 0: unconditional. `conditional_only`: it never learned to go without labels.
+    `network` is called as (x [B, C, H, W], noise [B], labels [B] or None), and with augment=[B, A] in the training of
+    one that is told augmentations (`UNetSpec.augment`); sampling asks for images as they are. `spec` says how it is
+    built again. classes 0: unconditional. `conditional_only`: it never learned to go without labels.
     """
 
     def __init__(
@@ -171,17 +191,32 @@ class NetworkDenoiser(nn.Module):
         ValueError for images of another shape, and for labels that are missing, out of range or not wanted.
         """
         self._check(x, labels)
-        levels = torch.as_tensor(sigma, dtype=x.dtype, device=x.device).expand(len(x))
-        return self.preconditioning.denoise(self._call, x, levels, labels)
+        levels = torch.as_tensor(sigma, dtype=_precise(x.dtype), device=x.device).expand(len(x))
+        return self.preconditioning.denoise(self._call, x, levels, labels).to(x.dtype)
 
-    def loss(self, images: Images, labels: Labels | None, generator: Generator, label_dropout: float = 0.0) -> PerImage:
+    def loss(
+        self,
+        images: Images,
+        labels: Labels | None,
+        generator: Generator,
+        label_dropout: float = 0.0,
+        augment: Features | None = None,
+    ) -> PerImage:
         """The training loss, one number per image: EDM's (eq. 8), or a VP model's squared error of its prediction.
 
-        images in [-1, 1]; a share `label_dropout` of the labels goes to the null class. ValueError as `forward`.
+        images in [-1, 1]; a share `label_dropout` of the labels goes to the null class; `augment` [B, A] says how the
+        images were augmented. ValueError as `forward`, and for augmentations that the network is not told.
         """
-        return self.errors(self.noised(images, labels, generator, label_dropout))
+        return self.errors(self.noised(images, labels, generator, label_dropout, augment))
 
-    def noised(self, images: Images, labels: Labels | None, generator: Generator, label_dropout: float = 0.0) -> Noised:
+    def noised(
+        self,
+        images: Images,
+        labels: Labels | None,
+        generator: Generator,
+        label_dropout: float = 0.0,
+        augment: Features | None = None,
+    ) -> Noised:
         """Draws noise levels, noise and dropped labels of a batch, on the CPU, and moves them to the images."""
         self._check(images, labels)
         sigma = self.preconditioning.sigmas(len(images), generator).to(images)
@@ -189,17 +224,19 @@ class NetworkDenoiser(nn.Module):
         if label_dropout and labels is not None:
             dropped = torch.rand(len(images), generator=generator) < label_dropout
             labels = labels.masked_fill(dropped.to(labels.device), self.classes)
-        return Noised(images, images + sigma[:, None, None, None] * noise, sigma, labels)
+        return Noised(images, images + sigma[:, None, None, None] * noise, sigma, labels, augment)
 
     def errors(self, batch: Noised) -> PerImage:
         """The weighted squared error of x0-hat, mean over pixels, one number per image."""
-        clean = self.preconditioning.denoise(self._call, batch.noisy, batch.sigma, batch.labels)
+        call = self._call if batch.augment is None else partial(self._call, augment=batch.augment)
+        clean = self.preconditioning.denoise(call, batch.noisy, batch.sigma, batch.labels)
         return self.preconditioning.weight(batch.sigma) * (clean - batch.clean).square().flatten(1).mean(1)
 
-    def _call(self, x: Tensor, noise: Tensor, labels: Tensor | None) -> Tensor:
+    def _call(self, x: Tensor, noise: Tensor, labels: Tensor | None, **told: Tensor) -> Tensor:
         """The network in the dtype of its weights, so that a sampler may keep its state in float64."""
         dtype = next(self.network.parameters(), x).dtype
-        return self.network(x.to(dtype), noise.to(dtype), labels).to(x.dtype)
+        told = {name: value.to(dtype) for name, value in told.items()}
+        return self.network(x.to(dtype), noise.to(_precise(dtype)), labels, **told).to(x.dtype)
 
     def _check(self, x: Tensor, labels: Tensor | None) -> None:
         if tuple(x.shape[1:]) != self.shape:
@@ -218,8 +255,9 @@ class NetworkDenoiser(nn.Module):
 
 @dataclass(frozen=True)
 class ClassifierFree:
-    """Classifier-free guidance (Ho and Salimans 2022): x0 = uncond + scale (cond - uncond); scale 1 is conditional.
+    """Classifier-free guidance (Ho and Salimans 2022): x0 = uncond + scale (cond - uncond).
 
+    Scale 1 is the conditional denoiser alone, in one call: no guidance; 0 the unconditional one; above 1 goes beyond.
     A Denoiser around a Denoiser. Two calls, not one of a doubled batch: any denoiser can be wrapped (the null class is
     its own affair), each call has the bits of an unguided one, memory stays, and full batches lose no speed by it.
     """

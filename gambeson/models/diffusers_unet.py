@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from gambeson.errors import UserError, require
+from gambeson.models.shapes import check_sides
 from gambeson.randomness import seeded
 
 
@@ -56,9 +57,7 @@ class DiffusersUNetSpec:
 
     def check(self, shape: tuple[int, int, int]) -> None:
         """Raises UserError where images of (channels, height, width) cannot be halved at every resolution."""
-        factor = 2 ** (len(self.fields.get("block_out_channels", (224, 448, 672, 896))) - 1)
-        fits = not shape[1] % factor and not shape[2] % factor
-        require(fits, "UNet2DModel, images", f"sides divisible by {factor}", shape[1:])
+        check_sides("UNet2DModel", len(self.fields.get("block_out_channels", (224, 448, 672, 896))), shape)
 
     def build(self, channels: int, classes: int, seed: int = 0) -> DiffusersUNet:
         """The network with weights drawn from the seed.

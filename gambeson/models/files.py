@@ -17,9 +17,21 @@ from gambeson.store import atomic
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], header: dict[str, Any]) -> None:
     """Writes tensors and a JSON header, atomically."""
-    copies = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+    # not by save_file: it goes through a temporary file of its own, which a kill leaves behind and only we may read
     with atomic(path) as temporary:
-        temporary.write_bytes(save(copies, metadata={"gambeson": json.dumps(header, sort_keys=True)}))
+        temporary.write_bytes(save(_unshared(tensors), metadata={"gambeson": json.dumps(header, sort_keys=True)}))
+
+
+def _unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors, contiguous on the CPU; those that share memory with one before are copied, as the format asks."""
+    own: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, value in tensors.items():
+        value = value.detach().cpu().contiguous()
+        memory = value.untyped_storage().data_ptr()
+        own[name] = value.clone() if memory in seen else value
+        seen.add(memory)
+    return own
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -6,6 +6,7 @@ A file's kind and sizes are read off its names and shapes, weights are filled st
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +21,8 @@ from gambeson.models.ddim_unet import DDIMUNetSpec
 from gambeson.models.denoiser import EDM, VP, NetworkDenoiser
 from gambeson.models.diffusers_unet import DiffusersUNet, DiffusersUNetSpec, library
 from gambeson.models.files import load_tensors, load_weights
-from gambeson.models.pickles import LEGACY, Record, read_pickle, read_torch
-from gambeson.models.shapes import Tensors
+from gambeson.models.pickles import DAMAGE, LEGACY, Record, plain, read_pickle, read_torch
+from gambeson.models.shapes import Tensors, check_weights
 from gambeson.models.song_unet import HALF_VARIANCE, SongUNetSpec
 
 Kind = Literal["auto", "edm", "ddim", "minimal-diffusion", "diffusers"]
@@ -69,7 +70,8 @@ def load_foreign(
     """A Denoiser from weights of another project, float32, frozen, in eval mode.
 
     path: a file, a folder of diffusers, or (where no such path exists) a hub id org/name, whose `revision` is fetched.
-    image_size: the image's side where the weights do not tell it (DDIM, minimal-diffusion: 32 if not given).
+    image_size: the image's side where the weights do not tell it (DDIM and minimal-diffusion in other sizes than the
+    published ones).
     classes: one less than the label embedding's rows where the last row is the null class of classifier-free guidance
     (diffusers only). preconditioning: what the network predicts, where the published files of its family differ from
     it or, as a lone UNet2DModel, do not say. UserError for files of another or unknown kind and for weights that do
@@ -81,7 +83,9 @@ def load_foreign(
     if place.is_file() and kind != "diffusers":
         made = _from_file(place, kind, image_size, preconditioning)
     else:
-        require(kind in ("auto", "diffusers"), str(path), f"a file with the weights of {kind}", "no such file")
+        came = "a folder" if place.is_dir() else "no such file"
+        if kind not in ("auto", "diffusers"):
+            raise UserError(f"{path}: expected a file with the weights of {kind}, got {came}; name the file itself")
         require(not place.is_file(), str(path), "a folder that diffusers saved, or a hub id", "a file")
         made = _from_folder(_folder(str(path), revision), image_size, classes, preconditioning)
     require(classes in (None, made.classes), f"{path}, classes", f"{made.classes} as in the weights", classes)
@@ -94,14 +98,13 @@ def _from_file(path: Path, kind: str, image_size: int | None, preconditioning: E
     family = FAMILIES[name]
     try:
         spec, channels, classes = family.read(found.tensors)
-        side = spec.resolution if isinstance(spec, SongUNetSpec) else image_size or 32
-        require(image_size in (None, side), "image_size", f"{side} as in the weights", image_size)
+        side = _side(spec, image_size)
         spec.check((channels, side, side))
         network = spec.build(channels, classes)
         load_weights(network, found.tensors, str(path))
+        own = EDM(sigma_data=found.facts["sigma_data"]) if "sigma_data" in found.facts else family.preconditioning
     except ValueError as error:
         raise UserError(f"{path}, read as {name}: {str(error).removeprefix(f'{path}: ')}") from None
-    own = EDM(sigma_data=float(found.facts["sigma_data"])) if "sigma_data" in found.facts else family.preconditioning
     return NetworkDenoiser(
         network,
         preconditioning or own,
@@ -112,8 +115,31 @@ def _from_file(path: Path, kind: str, image_size: int | None, preconditioning: E
     )
 
 
+def _side(spec: DDIMUNetSpec | ADMUNetSpec | SongUNetSpec, image_size: int | None) -> int:
+    """The image's side. UserError where the weights do not tell it and it is not given, or where the two differ."""
+    if isinstance(spec, SongUNetSpec):
+        require(image_size in (None, spec.side), "image_size", f"{spec.side} as in the weights", image_size)
+    side = image_size or spec.side
+    if side is None:
+        raise UserError(
+            f"image_size: expected the side of the images in pixels, which the weights do not tell, got none; "
+            f"{spec} is not one of the published sizes"
+        )
+    return side
+
+
 def _found(path: Path) -> Found:
-    """The weights of a file, whatever it was written with; the first bytes tell."""
+    """The weights of a file, whatever it was written with. UserError for one put together so as to mislead."""
+    try:
+        return _opened(path)
+    except UserError:
+        raise
+    except DAMAGE as error:
+        raise UserError(f"{path}: expected tensors by name, got a file that cannot be read as such: {error}") from error
+
+
+def _opened(path: Path) -> Found:
+    """The weights of a file; the first bytes tell what it was written with."""
     with path.open("rb") as file:
         start = file.read(64)
     # safetensors begin with the length of a JSON header, which as bytes may look like the start of anything
@@ -141,15 +167,19 @@ def _state(content: Any, path: Path) -> Mapping[str, Any]:
     for key in ("model", "state_dict"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
-    if not isinstance(content, Mapping) or not content:
+    if not isinstance(content, dict) or not content:
         raise UserError(f"{path}: expected a state_dict (tensors by name), got a {type(content).__name__}")
-    return content
+    return plain(content)
 
 
 def _bare(state: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
-    """Names without what wraps them (`module.` of data parallel, `model.` of EDM) and EDM's fixed filters, checked."""
+    """Names without what wraps them (`module.` of data parallel, `model.` of EDM) and EDM's fixed filters, checked.
+
+    UserError for anything but floating-point tensors of finite numbers.
+    """
     others = [name for name, value in state.items() if not (isinstance(name, str) and isinstance(value, Tensor))]
     require(not others, str(path), "tensors only", others[:5])
+    check_weights(state, str(path))
     for prefix in ("module.", "model."):
         if all(name.startswith(prefix) for name in state):
             state = {name.removeprefix(prefix): value for name, value in state.items()}
@@ -182,15 +212,18 @@ def _edm(content: Any, path: Path) -> Found:
     name = inner.class_name if inner else "nothing"
     if inner is None or name != "SongUNet":
         raise UserError(f"{path}, ema.model: expected a SongUNet (DDPM++); {name} (ADM and others) is not read")
-    plain = {"embedding_type": "positional", "encoder_type": "standard", "decoder_type": "standard"}
+    wanted = {"embedding_type": "positional", "encoder_type": "standard", "decoder_type": "standard"}
     given = inner.state.get("_init_kwargs", {})
     require(isinstance(given, dict), f"{path}, SongUNet's _init_kwargs", "a dict", given)
-    for key, value in {**plain, "channel_mult_noise": 1, "resample_filter": [1, 1]}.items():
+    for key, value in {**wanted, "channel_mult_noise": 1, "resample_filter": [1, 1]}.items():
         got = given.get(key, value)
-        require(got == value, f"{path}, SongUNet's {key}", f"{value!r} (DDPM++; NCSN++ is not read)", got)
+        require(bool(got == value), f"{path}, SongUNet's {key}", f"{value!r} (DDPM++; NCSN++ is not read)", got)
     _check_blocks(inner, path)
     facts = {"sigma_data": outer.state.get("sigma_data", 0.5), "label_dropout": inner.state.get("label_dropout", 0)}
-    require(all(isinstance(v, int | float) for v in facts.values()), f"{path}, EDMPrecond", "numbers", facts)
+    numbers = all(isinstance(v, int | float) for v in facts.values())
+    require(numbers, f"{path}, EDMPrecond and SongUNet", "numbers", facts)
+    facts = {name: float(value) for name, value in facts.items()}
+    require(0 < facts["sigma_data"] < math.inf, f"{path}, EDMPrecond's sigma_data", "a number above 0", facts)
     return Found(_bare(inner.tensors(), path), facts)
 
 
@@ -247,6 +280,7 @@ def _pretrained(where: Path) -> Any:
         raise UserError(f"{where}: expected the weights of its UNet2DModel, got: {error}") from error
     wrong = {name: keys for name, keys in info.items() if keys}
     require(not wrong, str(where), "weights that fit config.json", wrong)
+    check_weights(unet.state_dict(), str(where))
     return unet.float()
 
 

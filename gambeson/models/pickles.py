@@ -7,11 +7,12 @@ reading. EDM's network pickles hold whole Python objects with their source text:
 from __future__ import annotations
 
 import io
+import math
 import pickle
 import re
 import struct
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -27,6 +28,11 @@ DAMAGE = (
     MemoryError, AssertionError, struct.error,
 )  # fmt: skip
 """What a damaged pickle can raise while it is read."""
+
+
+def plain(table: dict[Any, Any]) -> dict[Any, Any]:
+    """A dict of what a dict of any kind holds, whatever a file has made of the object's own `items` or `get`."""
+    return dict(dict.items(table))
 
 
 class Record:
@@ -53,11 +59,11 @@ class Record:
             found |= module.tensors(f"{prefix}{name}.")
         return found
 
-    def _table(self, name: str) -> Mapping[str, Any]:
+    def _table(self, name: str) -> dict[str, Any]:
         table = self.state.get(name)
         if not isinstance(table, dict):
             raise UserError(f"pickle: expected a torch module with {name}, got an object of class {self.class_name!r}")
-        return table
+        return plain(table)
 
 
 class _Allowed:
@@ -99,6 +105,13 @@ class _Dtype:
         self.order = {"<": "<", ">": ">", "|": "<", "=": "<"}[state[1]]
 
 
+class _Ordered(OrderedDict[Any, Any]):
+    """Stands for collections.OrderedDict, whose attributes a pickle could replace."""
+
+    def __setstate__(self, state: object) -> NoReturn:
+        raise UserError("pickle: expected a plain OrderedDict, got one with a state of its own")
+
+
 class _EasyDict(dict[str, Any]):
     """Stands for dnnlib.util.EasyDict."""
 
@@ -131,9 +144,14 @@ def _storage(data: bytes) -> torch.TypedStorage:
 def _tensor(
     storage: torch.TypedStorage, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any
 ) -> Tensor:
-    """A copy of part of a storage; RuntimeError by torch where it lies outside."""
+    """Part of a storage, not copied; RuntimeError by torch where it lies outside.
+
+    UserError for more numbers than the storage holds: with a stride of 0 a file of a few bytes could ask for any size.
+    """
     flat = torch.empty(0, dtype=storage.dtype).set_(storage._untyped_storage)
-    return flat.as_strided(size, stride, offset).clone()
+    if math.prod(size) > flat.numel():
+        raise UserError(f"pickle: expected a tensor of at most the {flat.numel()} numbers stored for it, got {size}")
+    return flat.as_strided(size, stride, offset)
 
 
 def _weights_only(source: Path | io.BytesIO) -> Any:
@@ -159,7 +177,7 @@ def _encode(text: str, encoding: str) -> bytes:
 
 GLOBALS: dict[tuple[str, str], Any] = {
     ("torch_utils.persistence", "_reconstruct_persistent_obj"): _Allowed(_record),
-    ("collections", "OrderedDict"): OrderedDict,
+    ("collections", "OrderedDict"): _Ordered,
     ("torch._utils", "_rebuild_parameter"): _Allowed(lambda data, *_: data),
     ("torch._utils", "_rebuild_tensor_v2"): _Allowed(_tensor),
     ("torch.storage", "_load_from_bytes"): _Allowed(_storage),

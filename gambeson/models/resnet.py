@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -75,17 +73,3 @@ class SmallResNet(nn.Module):
 
     def forward(self, images: Images) -> Logits:
         return self.head(self.features(images))
-
-
-def classifier_header(model: SmallResNet) -> dict[str, Any]:
-    """As models.classifiers, where it lives."""
-    from gambeson.models import classifiers
-
-    return classifiers.classifier_header(model)
-
-
-def load_classifier(path: Path) -> Any:
-    """As models.classifiers, where it lives."""
-    from gambeson.models import classifiers
-
-    return classifiers.load_classifier(path)

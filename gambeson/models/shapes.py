@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+import torch
 from torch import Tensor
 
 from gambeson.errors import UserError, require
@@ -39,10 +40,24 @@ def check_levels(name: str, multipliers: Iterable[int], blocks: int, attention: 
 
 
 def check_sides(name: str, levels: int, shape: tuple[int, int, int]) -> None:
-    """UserError unless both sides of an image can be halved at each further resolution."""
+    """UserError unless both sides of an image (channels, height, width) can be halved at each further resolution."""
     factor = 2 ** (levels - 1)
     if shape[1] % factor or shape[2] % factor:
         raise UserError(
             f"{name}: expected image sides divisible by {factor}, to be halved {levels - 1} times, got "
-            f"{shape[1]}x{shape[2]} pixels"
+            f"{shape[1]}x{shape[2]} pixels; pad or resize them, or take a network of fewer resolutions"
         )
+
+
+def check_weights(tensors: Tensors, source: str) -> None:
+    """UserError, naming the first, unless all are floating-point tensors that hold as many numbers as they have places.
+
+    (A tensor of stride 0 may be as large as it likes in a file of a few bytes.)
+    """
+    for name, value in tensors.items():
+        require(value.is_floating_point(), f"{source}, {name}", "floating-point weights", value.dtype)
+        dense = value.layout == torch.strided
+        stored = dense and value.numel() * value.element_size() <= value.untyped_storage().nbytes()
+        require(stored, f"{source}, {name}", "a tensor whose numbers are all in the file", tuple(value.shape))
+        wrong = int((~value.float().isfinite()).sum())
+        require(wrong == 0, f"{source}, {name}", "finite weights", f"{wrong} of {value.numel()} are NaN or infinite")

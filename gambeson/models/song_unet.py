@@ -63,6 +63,11 @@ class SongUNetSpec:
         return spec, channels, shape_of(tensors, "map_label.weight")[1] if "map_label.weight" in tensors else 0
 
     @property
+    def side(self) -> int:
+        """The side of the images."""
+        return self.resolution
+
+    @property
     def sides(self) -> list[int]:
         """The image sides at the resolutions, the full one first."""
         return [self.resolution >> i for i in range(len(self.multipliers))]

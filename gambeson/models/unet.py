@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gambeson.errors import UserError, require
+from gambeson.models.shapes import check_sides
+from gambeson.models.waves import waves
 from gambeson.randomness import seeded
 
 
@@ -27,6 +29,9 @@ class UNetSpec:
     blocks: int = 1  # residual blocks per resolution
     attention: int = field(default=1, metadata={"neutral": 1})  # how many of the lowest resolutions have self-attention
     dropout: float = field(default=0.0, metadata={"neutral": 0.0})  # share of features dropped in a block, in training
+    augment: int = field(
+        default=0, metadata={"neutral": 0}
+    )  # augmentation parameters it is told; 0: none (a training with non_leaking sets it)
 
     def __post_init__(self) -> None:
         if self.width < 8 or self.width % 8:
@@ -36,6 +41,7 @@ class UNetSpec:
         levels = len(self.multipliers)
         require(0 <= self.attention <= levels, "U-Net attention", f"0 to {levels}, the resolutions", self.attention)
         require(0 <= self.dropout < 1, "U-Net dropout", "a share from 0 to below 1", self.dropout)
+        require(self.augment >= 0, "U-Net augment", "0 or more parameters", self.augment)
 
     @staticmethod
     def cifar10() -> UNetSpec:
@@ -49,18 +55,14 @@ class UNetSpec:
     def cifar10_large() -> UNetSpec:
         """56M parameters for 32x32 images in 10 classes: the size and resolutions of EDM's DDPM++ (55.7M).
 
-        As there (Karras et al. 2022, Table 7): 32 to 8 pixels, all of twice the width, dropout 0.13.
+        As there (Karras et al. 2022, Table 7): 32 to 8 pixels, all of twice the width, dropout 0.13. To train it:
+        DenoiserTraining(network=UNetSpec.cifar10_large(), non_leaking=NonLeaking()), with EDM's augmentation.
         """
         return UNetSpec(width=160, multipliers=(2, 2, 2), blocks=3, attention=2, dropout=0.13)
 
     def check(self, shape: tuple[int, int, int]) -> None:
         """Raises UserError where images of (channels, height, width) cannot be halved at every further resolution."""
-        factor = 2 ** (len(self.multipliers) - 1)
-        if shape[1] % factor or shape[2] % factor:
-            raise UserError(
-                f"U-Net: {len(self.multipliers)} resolutions need image sides divisible by {factor}, got "
-                f"{shape[1]}x{shape[2]} pixels; give fewer multipliers than {self.multipliers}"
-            )
+        check_sides("U-Net", len(self.multipliers), shape)
 
     def build(self, channels: int, classes: int, seed: int = 0) -> UNet:
         """The network with weights drawn from the seed (the global generator is left as it was); classes 0: none."""
@@ -116,7 +118,8 @@ class UNet(nn.Module):
     """(x [B, C, H, W], noise [B], labels [B] or None) -> [B, C, H, W]; H and W divisible by 2^(resolutions - 1).
 
     `noise` is the noise level in units of about 1. `labels` may hold `classes`, the null class of classifier-free
-    guidance, which None means too; with 0 classes they are None. Dropout draws from the global generators.
+    guidance, which None means too; with 0 classes they are None. `augment` [B, spec.augment] says how the images were
+    augmented; None means zeros, not at all. Dropout draws from the global generators.
     """
 
     def __init__(self, spec: UNetSpec, channels: int, classes: int) -> None:
@@ -141,9 +144,10 @@ class UNet(nn.Module):
                 self.up.append(Residual(above + skips.pop(), width, embedding, level >= lowest, spec.dropout))
         self.norm = nn.GroupNorm(widths[0] // 8, widths[0])
         self.leave = _zero(nn.Conv2d(widths[0], channels, 3, padding=1))
+        self.augment = nn.Linear(spec.augment, embedding, bias=False) if spec.augment else None  # zeros add nothing
 
-    def forward(self, x: Tensor, noise: Tensor, labels: Tensor | None = None) -> Tensor:
-        embedding = self._embed(x, noise, labels)
+    def forward(self, x: Tensor, noise: Tensor, labels: Tensor | None = None, augment: Tensor | None = None) -> Tensor:
+        embedding = self._embed(x, noise, labels, augment)
         blocks, levels = self.spec.blocks, len(self.spec.multipliers)
         x = self.enter(x)
         skips: list[Tensor] = []
@@ -158,19 +162,22 @@ class UNet(nn.Module):
             x = layer(torch.cat([x, skips.pop()], dim=1), embedding)
         return self.leave(F.silu(self.norm(x)))
 
-    def _embed(self, x: Tensor, noise: Tensor, labels: Tensor | None) -> Tensor:
-        """[B, embedding] of noise level and class."""
-        embedded = self.noise(_waves(noise, self.frequencies).to(x.dtype))
+    def _embed(self, x: Tensor, noise: Tensor, labels: Tensor | None, augment: Tensor | None) -> Tensor:
+        """[B, embedding] of noise level, class and augmentation."""
+        sines, cosines = waves(noise, self.frequencies, torch.float32, endpoint=True, scale=1000.0, reciprocal=True)
+        embedded = self.noise(torch.cat([cosines, sines], dim=1).to(x.dtype))
         if self.label is None:
             assert labels is None, "labels for a U-Net without classes"
-            return F.silu(embedded)
-        if labels is None:
-            labels = torch.full((len(x),), self.classes, device=x.device)
-        return F.silu(embedded + self.label(labels))
+        else:
+            labels = torch.full((len(x),), self.classes, device=x.device) if labels is None else labels
+            embedded = embedded + self.label(labels)
+        return F.silu(embedded if augment is None else embedded + self._augmented(augment))
 
-
-def _waves(noise: Tensor, channels: int) -> Tensor:
-    """[B] -> [B, channels] cosines and sines of the noise level (positional embedding of DDPM, endpoint included)."""
-    steps = torch.arange(channels // 2, device=noise.device, dtype=torch.float32) / (channels // 2 - 1)
-    angles = noise.float()[:, None] * (1 / 10000) ** steps[None, :] * 1000
-    return torch.cat([angles.cos(), angles.sin()], dim=1)
+    def _augmented(self, augment: Tensor) -> Tensor:
+        """[B, embedding] of the augmentation; ValueError for other parameters than it was made for."""
+        if self.augment is None or augment.shape[1:] != (self.spec.augment,):
+            raise ValueError(
+                f"U-Net: expected {self.spec.augment} augmentation parameters per image, got {list(augment.shape)}; "
+                "UNetSpec.augment says how many it is told"
+            )
+        return self.augment(augment)

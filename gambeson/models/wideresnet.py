@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gambeson.errors import require
+from gambeson.models.shapes import check_sides
 from gambeson.randomness import seeded
 from gambeson.types import Features, Images, Logits
 
@@ -142,11 +143,9 @@ class WideResNet(nn.Module):
 
         Raises ValueError for images of other channels than the network's, or with sides that cannot be halved twice.
         """
-        if images.shape[1] != self.channels or images.shape[2] % 4 or images.shape[3] % 4:
-            raise ValueError(
-                f"WideResNet: expected images [B, {self.channels}, H, W] with sides divisible by 4, got "
-                f"{list(images.shape)}. Pad or resize them, or build the network for them"
-            )
+        _, channels, height, width = images.shape
+        require(channels == self.channels, "WideResNet images", f"[B, {self.channels}, H, W]", list(images.shape))
+        check_sides("WideResNet", 3, (channels, height, width))
         x = self.layer(self.init_conv((images - self.mean) / self.std))
         return _activate(self.batchnorm(x), self.spec.activation).mean(dim=(2, 3))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,7 @@ from gambeson.sampling.windows import (
     StrengthProfile,
     TimestepWindow,
     Window,
+    check_strengths,
     guided_steps,
 )
 from gambeson.types import Labels, Sigmas, Step
@@ -45,8 +47,18 @@ class TowardsClass:
             )
 
     def guided_steps(self, sigmas: Sigmas) -> int:
-        """How many steps of a schedule are guided, the first one included. ValueError where none is."""
+        """How many steps of a schedule are guided, the first one included.
+
+        ValueError where none is, or where the strength is not finite.
+        """
+        check_strengths(self.multiple, self.window, sigmas)
         return guided_steps(self.window, sigmas, first=0)
+
+    def multiple(self, sigma: float, level: float | None = None) -> float:
+        """The multiple of grad log p that x0-hat is shifted by; level: the schedule's sigma, which the profile sees."""
+        s2, v = sigma**2, self.sigma_data**2
+        factor = self.strength_profile.factor(sigma if level is None else level)
+        return self.strength * factor * s2 * v / (s2 + v)
 
 
 class ClassifierGuidance:
@@ -68,21 +80,37 @@ class ClassifierGuidance:
         batch: int | None = None,
         shape: tuple[int, ...] | None = None,
         device: str | torch.device = "cpu",
+        classes: int | None = None,
     ) -> None:
-        """Raise the ValueErrors of a whole run before it starts: no step in the window, no labels, one out of range.
+        """Raise the ValueErrors of a whole run before it starts.
 
-        With the `shape` of an image the classifier is tried on zeros.
+        No step in the window, a strength that is not finite, no labels; with the `shape` of an image, a classifier that
+        cannot take it, or knows fewer classes than the labels, or than `classes`, where other batches have more labels.
         """
         self.spec.guided_steps(sigmas)
         own = self._labels(labels)
         if shape is not None:
+            high = max(int(own.max()), (classes or 0) - 1)
+            self._check_logits(trial(self.classifier, shape, device), int(own.min()), high)
+
+    def _check_logits(self, images: Tensor, low: int, high: int) -> None:
+        """Try the classifier on images of the right shape; labels go from low to high."""
+        try:
             with torch.no_grad():
-                logits = self.classifier(trial(self.classifier, shape, device))
-            if logits.dim() != 2 or not 0 <= int(own.min()) <= int(own.max()) < logits.shape[1]:
-                raise ValueError(
-                    f"classifier guidance: expected logits [2, K] with K above every label, {int(own.min())} to "
-                    f"{int(own.max())}, got shape {tuple(logits.shape)}; use a classifier of the same data"
-                )
+                logits: Any = self.classifier(images)
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+            raise ValueError(
+                f"classifier guidance: expected logits [B, K] of images in [0, 1] of shape {tuple(images.shape[1:])}, "
+                f"but the classifier failed: {error}; use one of images of this size and number of channels, and none "
+                "that has to be told a noise level"
+            ) from error
+        came = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+        shaped = isinstance(logits, Tensor) and logits.dim() == 2 and len(logits) == len(images)
+        if not shaped or not 0 <= low <= high < logits.shape[1]:
+            raise ValueError(
+                f"classifier guidance: expected logits [{len(images)}, K] with K above every label, {low} to {high}, "
+                f"got {came}; use a classifier of the same data"
+            )
 
     def init(self, block: int, generator: Generator | None = None) -> None:
         """Nothing to keep."""
@@ -90,12 +118,11 @@ class ClassifierGuidance:
     def __call__(self, state: None, step: Step) -> tuple[Tensor | None, None]:
         """(shift of x0-hat [B, ...] or None outside the window, None)."""
         labels = self._labels(step.labels)
-        if not self.spec.window.contains(step.sigma):
+        if not self.spec.window.contains(step.scheduled):
             return None, None
         pieces = zip(*(t.split(self.micro_batch or len(labels)) for t in (step.raw, labels)), strict=True)
         gradient = torch.cat([self._gradient(x0, own) for x0, own in pieces])
-        s2, v = step.sigma**2, self.spec.sigma_data**2
-        return self.spec.strength * self.spec.strength_profile.factor(step.sigma) * s2 * v / (s2 + v) * gradient, None
+        return self.spec.multiple(step.sigma, step.scheduled) * gradient, None
 
     def _gradient(self, x0: Tensor, labels: Tensor) -> Tensor:
         """[B, ...] gradient in x0 of each image's log p(label | x0)."""

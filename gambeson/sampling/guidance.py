@@ -39,6 +39,7 @@ from gambeson.sampling.windows import (
     StrengthProfile,
     TimestepWindow,
     Window,
+    check_strengths,
     guided_steps,
 )
 from gambeson.types import Labels, Sigmas, Step
@@ -97,13 +98,15 @@ class Contrastive:
             raise ValueError(f"Contrastive clip: expected None or a bound above 0 (0.5, say), got {self.clip}")
 
     def guided_steps(self, sigmas: Sigmas) -> int:
-        """How many steps of a schedule are guided. ValueError where none is."""
+        """How many steps of a schedule are guided. ValueError where none is, or where the strength is not finite."""
+        check_strengths(self.multiple, self.window, sigmas[1:])
         return guided_steps(self.window, sigmas, first=1)
 
     def check(self, sigmas: Sigmas, batch: int | None = None) -> None:
         """Raise what is wrong with the plan whatever the networks and classes.
 
-        No step in the window, a batch of 1 image, a loss that does not go with the pairs (labels with tau_plus > 0).
+        No step in the window, a strength that is not finite there, a batch of 1 image, a loss that does not go with the
+        pairs (labels with tau_plus > 0).
         """
         self.guided_steps(sigmas)
         if batch is not None:
@@ -123,9 +126,12 @@ class Contrastive:
         clamp = self.strength_convention == "paper"
         return self.loss(query, pairing.positive, pairing.negatives, known, allowed=pairing.allowed, clamp=clamp)
 
-    def multiple(self, sigma: float) -> float:
-        """The multiple of the gradient that x0-hat is shifted by: -sigma times the strength at this sigma."""
-        return -sigma * self.strength * self.strength_profile.factor(sigma)
+    def multiple(self, sigma: float, level: float | None = None) -> float:
+        """The multiple of the gradient that x0-hat is shifted by: -sigma times the strength at the schedule's level.
+
+        level: the schedule's sigma, where the sampler has raised its own.
+        """
+        return -sigma * self.strength * self.strength_profile.factor(sigma if level is None else level)
 
 
 def _unit(features: Tensor) -> Tensor:
@@ -152,7 +158,8 @@ class ContrastiveGuidance:
 
     encoder: as the view calls it, images [B, ...] -> [B, D], for `NoiseConditionedFeatures` (x_vp, sigma) -> [B, D].
     real: what real pairs are drawn from. embedding: the fitted network of spec.embedding, or learner: one that takes an
-    Adam step after each guided step. micro_batch: encode so many images at a time, for less memory (same result).
+    Adam step after each guided step. micro_batch: encode so many images at a time, for less memory; the
+    result is the same to the error of floating-point numbers, not to the bit.
     `tally`, counted from the last `init`: guided images x evaluations, how many of them were clipped, and the largest
     change of eps relative to eps.
     """
@@ -183,12 +190,14 @@ class ContrastiveGuidance:
         batch: int | None = None,
         shape: tuple[int, ...] | None = None,
         device: str | torch.device = "cpu",
+        classes: int | None = None,
     ) -> None:
         """Raise the ValueErrors of a whole run before it starts.
 
-        No step in the window; a batch or labels that loss and pairs cannot use (1 image, 1 class, none); real images or
-        an embedding network that are missing; with `shape`, that of one image: an encoder that cannot take it, or gives
-        no [B, D]. Give labels [B], or the batch size where sampling is without labels.
+        No step in the window; a strength that is not finite; a batch or labels that loss and pairs cannot use (1 image,
+        1 class, none); real images or an embedding network that are missing; with `shape`, that of one image: an
+        encoder that cannot take it, or gives no [B, D]. Give labels [B], or the batch size where sampling is without
+        labels; `classes`, where other batches have labels that this one has not: 0 to classes - 1.
         """
         self.spec.guided_steps(sigmas)
         self._check_parts()
@@ -196,6 +205,8 @@ class ContrastiveGuidance:
         if size is not None:
             self.spec.dry_run(size, labels)
             self._draw(size, labels, seed=0)
+        if classes and labels is not None:  # as if every class were sampled once
+            self._draw(classes, torch.arange(classes), seed=0)
         if shape is not None:
             self._check_encoder(trial(self.encoder, shape, device))
 
@@ -215,14 +226,14 @@ class ContrastiveGuidance:
         if step.index == 0 or step.previous is None:
             self.spec.dry_run(len(step.x), step.labels)
             return None, state
-        if not self.spec.window.contains(step.sigma):
+        if not self.spec.window.contains(step.scheduled):
             return None, replace(state, seen=None)
         previous = self._previous(state, step.previous)
         reals = self._reals(step, state.seed) if state.reals is None else state.reals
         gradient, anchor = self._gradient(step, previous, reals)
         if self.learner is not None:  # after the images' gradient, as in the authors' one backward pass for both
             self.learner.learn(lambda embed: self._losses(embed, anchor, previous, reals, step.labels))
-        shift = self._limited(self.spec.multiple(step.sigma) * gradient, step)
+        shift = self._limited(self.spec.multiple(step.sigma, step.scheduled) * gradient, step)
         # what comes next has the start of this step as its `previous`, whichever evaluation this is
         seen = anchor if step.stage == 0 else previous
         return shift, replace(state, seen=seen if self.spec.pairs.needs_previous else None, reals=reals)
@@ -296,7 +307,8 @@ class ContrastiveGuidance:
     def _check_parts(self) -> None:
         if self.spec.pairs.reals(2) and self.real is None:
             raise ValueError(
-                f"{type(self.spec.pairs).__name__}: expected real images, got none; pass real=RealImages(...)"
+                f"{type(self.spec.pairs).__name__}: expected real images, got none; pass real=RealImages(...), or "
+                "generate by a recipe, whose data they are (a denoiser's weights alone have none)"
             )
         given = [n for n, part in (("embedding", self.embedding), ("learner", self.learner)) if part is not None]
         kind = self.spec.embedding
@@ -341,6 +353,7 @@ class CheckedGuidance(Protocol):
         batch: int | None = None,
         shape: tuple[int, ...] | None = None,
         device: str | torch.device = "cpu",
+        classes: int | None = None,
     ) -> None: ...
 
     def init(self, block: int, generator: Generator | None = None) -> Any: ...
@@ -361,10 +374,11 @@ class GuidanceSum:
         batch: int | None = None,
         shape: tuple[int, ...] | None = None,
         device: str | torch.device = "cpu",
+        classes: int | None = None,
     ) -> None:
         """Raise what any part raises."""
         for part in self.parts:
-            part.check(sigmas, labels, batch, shape, device)
+            part.check(sigmas, labels, batch, shape, device, classes)
 
     def init(self, block: int, generator: Generator | None = None) -> tuple[Any, ...]:
         """The states of the parts, in order."""

@@ -80,7 +80,8 @@ class DDPM(Walk):
 class Churned(Walk):
     """EDM's churn (Karras et al. 2022, Algorithm 2, lines 4 to 6): noise is added before a step that removes it again.
 
-    With churn, a Step holds the raised state and sigma, which is what network and guidance saw.
+    With churn, a Step holds the raised state and sigma, which is what network and guidance saw; its `level` is the
+    schedule's sigma, by which a guidance decides whether and how strongly it acts.
     """
 
     churn: float = 0.0  # total amount of noise added and removed again; 0: deterministic
@@ -117,7 +118,7 @@ class Euler(Churned):
         self, evaluate: Evaluation, index: int, x: Tensor, sigma: float, lower: float, previous: Step | None
     ) -> tuple[Step, Tensor]:
         x, raised = self._raised(evaluate, x, sigma)
-        step = evaluate(index, x, raised, previous)
+        step = evaluate(index, x, raised, previous, level=sigma)
         return step, x + (lower - raised) * (x - step.guided.to(x)) / raised
 
 
@@ -136,7 +137,7 @@ class Heun(Churned):
         self, evaluate: Evaluation, index: int, x: Tensor, sigma: float, lower: float, previous: Step | None
     ) -> tuple[Step, Tensor]:
         x, raised = self._raised(evaluate, x, sigma)
-        step = evaluate(index, x, raised, previous)
+        step = evaluate(index, x, raised, previous, level=sigma)
         d = (x - step.guided.to(x)) / raised
         euler = x + (lower - raised) * d
         if lower == 0:

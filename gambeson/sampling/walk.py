@@ -58,10 +58,19 @@ class Evaluation:
     state: Any = None
 
     def __call__(
-        self, index: int, x: Tensor, sigma: float, previous: Step | None, stage: int = 0, guide: bool = True
+        self,
+        index: int,
+        x: Tensor,
+        sigma: float,
+        previous: Step | None,
+        *,
+        stage: int = 0,
+        guide: bool = True,
+        level: float | None = None,
     ) -> Step:
         """The Step at (x, sigma): x0-hat before and after guidance and clamp, in the network's dtype.
 
+        level: the schedule's sigma, where the sampler has raised its own.
         NotFiniteError where network or guidance return NaN or infinity, ValueError for another shape than x's.
         """
         seen = x.to(self.dtype)
@@ -70,7 +79,15 @@ class Evaluation:
         self._inspect(raw, seen, f"the denoiser at step {index} (stage {stage}, sigma {sigma:.4g})")
         before = None if previous is None else replace(previous, previous=None)
         step = Step(
-            index=index, stage=stage, x=seen, sigma=sigma, raw=raw, guided=raw, labels=self.labels, previous=before
+            index=index,
+            stage=stage,
+            x=seen,
+            sigma=sigma,
+            raw=raw,
+            guided=raw,
+            labels=self.labels,
+            previous=before,
+            level=sigma if level is None else level,
         )
         return replace(step, guided=self.bound(self._guided(step) if guide else raw))
 
@@ -211,7 +228,7 @@ class Walk(ABC):
             yield step
         assert step is not None
         last = replace(step, previous=None)
-        yield replace(last, index=evaluate.steps, x=x.to(evaluate.dtype), sigma=0.0, previous=last)
+        yield replace(last, index=evaluate.steps, x=x.to(evaluate.dtype), sigma=0.0, level=0.0, previous=last)
 
     @abstractmethod
     def _advance(

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import Literal
+
+import torch
 
 from gambeson.sampling.schedules import AlphaBar, cosine_alpha_bar, linear_alpha_bar, sigma_from_alpha_bar
 from gambeson.types import Sigmas
@@ -93,6 +96,21 @@ def guided_steps(window: Window | TimestepWindow, sigmas: Sigmas, first: int) ->
             f"{levels[-1] if levels else 'none'}; TimestepWindow converts a range of timesteps"
         )
     return count
+
+
+def check_strengths(multiple: Callable[[float], float], window: Window | TimestepWindow, sigmas: Sigmas) -> None:
+    """ValueError unless `multiple`, of a schedule's sigma, is a number of float32 at every sigma in the window."""
+    for sigma in (s for s in sigmas[:-1].tolist() if window.contains(s)):
+        try:
+            value = multiple(sigma)
+        except OverflowError:
+            value = math.inf
+        if not abs(value) <= torch.finfo(torch.float32).max:
+            raise ValueError(
+                f"guidance: expected a finite strength at every guided noise level, got {value:.4g} at sigma "
+                f"{sigma:.4g}; usual cause: a PowerStrength whose reference is far from the guided noise levels, or "
+                "whose exponent is too large"
+            )
 
 
 def _check_finite(name: str, *numbers: float) -> None:

@@ -19,13 +19,14 @@ from gambeson.data.mixture import to_uint8
 from gambeson.data.synthetic import StoreWriter
 from gambeson.errors import UserError
 from gambeson.models.classifiers import load_encoder
-from gambeson.models.denoiser import load_denoiser
+from gambeson.models.denoiser import NetworkDenoiser, load_denoiser
 from gambeson.models.files import load_tensors, load_weights, save_tensors
 from gambeson.processes import pool
 from gambeson.randomness import derive
 from gambeson.sampling.embedding import EmbeddingLearner, FittedEmbedding
 from gambeson.sampling.guidance import Contrastive, ContrastiveGuidance
-from gambeson.store import RESUME, Artifact, Machine, Workspace, stage
+from gambeson.sampling.pairs import PreviousStep
+from gambeson.store import RESUME, Artifact, Machine, Workspace, make_repeatable, stage
 from gambeson.synthesis.generation import Bound, Generation, Networks, sample_block
 
 UNCONDITIONED = -1
@@ -53,24 +54,33 @@ class Sources:
             real=real,
         )
 
-    def open(self, spec: Generation, device: str, seed: int) -> Networks:
-        """The networks on a device, checked against the real images; the run's seed draws an embedding's weights."""
+    def open(self, spec: Generation, device: str, seed: int, fitting: bool = False) -> Networks:
+        """The networks on a device, checked against the real images; the run's seed draws an embedding's weights.
+
+        `fitting`: the embedding network is to be fitted now. Raises UserError where it should be there and is not.
+        """
         denoiser = load_denoiser(self.denoiser).to(device)
-        _check_fit(denoiser.shape, denoiser.classes, self.real)
-        encoder = None if self.encoder is None else load_encoder(self.encoder).to(device)
+        check_fit(denoiser.shape, denoiser.classes, self.real)
+        encoder = None if self.encoder is None else load_encoder(self.encoder, denoiser.shape).to(device)
         networks = Networks(denoiser=denoiser, encoder=encoder, real=self.real)
         embedding = spec.guidance.embedding if isinstance(spec.guidance, Contrastive) else None
+        if (isinstance(embedding, FittedEmbedding) and not fitting) != (self.embedding is not None):
+            raise UserError(
+                "generate: expected a fitted embedding network (fit_embedding makes it) with guidance.embedding "
+                f"FittedEmbedding, and none otherwise; got {self.embedding or 'none'} with {type(embedding).__name__}"
+            )
         if embedding is None or encoder is None:
             return networks
         weights = derive(seed, "embedding weights")
-        network = embedding.build(_features(encoder, denoiser.shape, device, spec), weights).to(device)
-        if spec.in_order or self.embedding is None:
+        network = embedding.build(_features(encoder, denoiser, device, spec), weights).to(device)
+        if self.embedding is None:
             return replace(networks, learner=EmbeddingLearner(network, embedding.learning_rate))
         load_weights(network, load_tensors(self.embedding)[0], str(self.embedding))
         return replace(networks, embedding=network.eval().requires_grad_(False))
 
 
-def _check_fit(shape: tuple[int, int, int], classes: int, real: ImageSet | None) -> None:
+def check_fit(shape: tuple[int, int, int], classes: int, real: ImageSet | None) -> None:
+    """Raises UserError for a denoiser of other images than the real ones."""
     if real is not None and (shape != real.shape or classes not in (0, len(real.class_names))):
         raise UserError(
             f"generate: expected a denoiser of the data's images, {real.shape} in {len(real.class_names)} classes, got "
@@ -78,11 +88,15 @@ def _check_fit(shape: tuple[int, int, int], classes: int, real: ImageSet | None)
         )
 
 
-def _features(encoder: torch.nn.Module, shape: tuple[int, int, int], device: str, spec: Generation) -> int:
+def _features(encoder: torch.nn.Module, denoiser: NetworkDenoiser, device: str, spec: Generation) -> int:
     """The width of the encoder's features for images of this shape."""
     assert isinstance(spec.guidance, Contrastive)
+    unembedded = replace(spec, guidance=replace(spec.guidance, embedding=None, pairs=PreviousStep()))
+    guidance = unembedded.bind(Networks(denoiser=denoiser, encoder=encoder))
+    assert isinstance(guidance, ContrastiveGuidance)
+    guidance.check(spec.levels.sigmas(), shape=denoiser.shape, device=device)  # an encoder that does not fit is named
     with torch.no_grad():
-        image = torch.zeros(1, *shape, device=device)
+        image = torch.zeros(1, *denoiser.shape, device=device)
         return spec.guidance.features.encode(encoder.features, image, 1.0).shape[1]  # type: ignore[arg-type]
 
 
@@ -94,7 +108,7 @@ def fit_embedding(
     assert isinstance(spec.guidance, Contrastive)
     assert isinstance(spec.guidance.embedding, FittedEmbedding)
     machine = work.machine
-    networks = Sources.of(real, denoiser, encoder).open(spec, machine.device, seed)
+    networks = Sources.of(real, denoiser, encoder).open(spec, machine.device, seed, fitting=True)
     assert networks.learner is not None
     spec.check(networks, machine)
     guidance, denoise = spec.bind(networks, machine), spec.denoise(networks.denoiser, machine)
@@ -244,5 +258,6 @@ def _share(
     spec: Generation, sources: Sources, writer: StoreWriter, machine: Machine, seed: int, blocks: list[int]
 ) -> None:
     """One worker's blocks."""
+    make_repeatable(machine)
     for _ in _here(spec, sources, writer, machine, seed, blocks):
         pass

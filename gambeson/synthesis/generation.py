@@ -41,11 +41,6 @@ class Networks:
     learner: EmbeddingLearner | None = None
 
 
-def _no_encoder(images: Tensor, sigma: float = 0.0) -> Tensor:
-    """Stands in for the encoder while a recipe is checked."""
-    return images.flatten(1)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Generation:
     """How synthetic images are generated."""
@@ -58,7 +53,7 @@ class Generation:
     guidance: Contrastive | TowardsClass | None = Contrastive()  # what steers the sampler; none: plain diffusion
     classifier_free: float | None = field(
         default=None, metadata={"neutral": None}
-    )  # scale of classifier-free guidance, 1 is none; needs a denoiser trained with label dropout
+    )  # scale of classifier-free guidance, 1 is conditional only; needs a denoiser trained with label dropout
     precision: Literal["float32", "bfloat16"] = field(
         default="float32", metadata={"neutral": "float32"}
     )  # arithmetic of denoiser and encoder; the state stays in float64
@@ -68,10 +63,16 @@ class Generation:
             if getattr(self, name) < 1:
                 raise UserError(f"generation.{name}: expected a whole number above 0, got {getattr(self, name)}")
         require(self.precision in ("float32", "bfloat16"), "precision", "'float32' or 'bfloat16'", self.precision)
+        sigmas = self.levels.sigmas()
+        if not self.sampler.repeats and bool((sigmas.diff() == 0).any()):
+            raise UserError(
+                f"generation: expected noise levels without repeats for {type(self.sampler).__name__}, got "
+                "levels.keep_repeats true; set it to false, or take DDIM"
+            )
         if isinstance(self.guidance, TowardsClass):
-            ClassifierGuidance(self.guidance, _no_encoder).check(self.levels.sigmas(), torch.arange(self.block))
+            self.guidance.guided_steps(sigmas)
         elif self.guidance is not None:  # what cannot work is said now, not in an hour
-            self.guidance.check(self.levels.sigmas(), batch=self.block)
+            self.guidance.check(sigmas, batch=self.block)
 
     @property
     def blocks(self) -> int:
@@ -100,11 +101,11 @@ class Generation:
         if encoder is None:
             raise UserError("generation.guidance: expected an encoder (a classifier's weights) to steer by, got none")
         if isinstance(self.guidance, TowardsClass):
-            return ClassifierGuidance(self.guidance, self._in_precision(encoder))
+            return ClassifierGuidance(self.guidance, self._in_precision(encoder), micro_batch=machine.micro_batch)
         return ContrastiveGuidance(
             self.guidance,
             self._in_precision(encoder.features),
-            real=_real_images(networks.real, machine.device),
+            real=self._real_images(networks.real, machine.device),
             embedding=networks.embedding,
             learner=networks.learner,
             micro_batch=machine.micro_batch,
@@ -119,19 +120,58 @@ class Generation:
     def check(self, networks: Networks, machine: Machine = Machine()) -> None:
         """Raises the errors of a whole generation before it starts: networks and numbers that do not fit."""
         denoiser = networks.denoiser
-        labels = self.labels(0, denoiser.classes)
+        self.check_denoiser(denoiser)
+        guidance, labels = self.bind(networks, machine), self.labels(0, denoiser.classes)
+        on_device = None if labels is None else labels.to(machine.device)
+        fit: dict[str, Any] = {"shape": denoiser.shape, "device": machine.device}
+        if isinstance(guidance, ContrastiveGuidance):
+            classes = denoiser.classes or None
+            guidance.check(self.levels.sigmas(), on_device, batch=self.block, classes=classes, **fit)
+        elif guidance is not None:
+            guidance.check(self.levels.sigmas(), on_device, **fit)
+
+    def check_denoiser(self, denoiser: NetworkDenoiser) -> None:
+        """Raises UserError for a denoiser that cannot do what is asked, whatever the encoder."""
         if self.classifier_free is not None and (denoiser.conditional_only or not denoiser.classes):
             raise UserError(
                 "generation.classifier_free: expected a conditional denoiser that also knows the null class, got one "
                 f"{'without classes' if not denoiser.classes else 'trained without label dropout'}; train it with "
                 "denoiser.label_dropout 0.1"
             )
-        guidance, sigmas = self.bind(networks, machine), self.levels.sigmas()
-        on_device = None if labels is None else labels.to(machine.device)
-        if isinstance(guidance, ContrastiveGuidance):
-            guidance.check(sigmas, on_device, batch=self.block, shape=denoiser.shape, device=machine.device)
-        elif guidance is not None:
-            guidance.check(sigmas, on_device)
+        if self.needs_classes and not denoiser.classes:
+            raise UserError(
+                "generation.guidance: expected guidance without classes for an unconditional denoiser, got "
+                f"{type(self.guidance).__name__} by class; take PreviousStep pairs, or a conditional denoiser"
+            )
+        start, (_, highest) = float(self.levels.sigmas()[0]), denoiser.preconditioning.sigma_range()
+        if start > 1.01 * highest:
+            raise UserError(
+                f"generation.levels: expected a start at or below the highest noise the denoiser was trained on, sigma "
+                f"{highest:.4g}, got {start:.4g}; take levels of its own schedule, or a lower sigma_max"
+            )
+
+    def check_real(self, real: ImageSet) -> None:
+        """Raises UserError where the pairs need real images that are not there: too few, or none of some class."""
+        assert isinstance(self.guidance, Contrastive)
+        images = self._real_images(real, "cpu")
+        if images is not None:
+            plan = ContrastiveGuidance(replace(self.guidance, embedding=None), torch.flatten, real=images)
+            classes = len(real.class_names)
+            plan.check(self.levels.sigmas(), self.labels(0, classes), batch=self.block, classes=classes)
+
+    @property
+    def needs_classes(self) -> bool:
+        """Whether the guidance looks at the classes that images are generated for."""
+        if isinstance(self.guidance, Contrastive):
+            return self.guidance.pairs.conditional or self.guidance.loss.supervised
+        return self.guidance is not None
+
+    def _real_images(self, real: ImageSet | None, device: str) -> RealImages | None:
+        """The real images on the device, where the pairs need them."""
+        assert isinstance(self.guidance, Contrastive)
+        if real is None or not self.guidance.pairs.reals(self.block):
+            return None
+        return RealImages(real.train.images.to(device), real.train.labels.to(device))
 
     def _in_precision(self, call: Callable[..., Tensor]) -> Callable[..., Tensor]:
         """The network under autocast, its result in the dtype of its input."""
@@ -143,10 +183,6 @@ class Generation:
                 return call(x, *arguments, **named).to(x.dtype)
 
         return lowered
-
-
-def _real_images(real: ImageSet | None, device: str) -> RealImages | None:
-    return None if real is None else RealImages(real.train.images.to(device), real.train.labels.to(device))
 
 
 def in_portions(denoise: Denoiser, size: int) -> Denoiser:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gambeson.data.mixture import to_uint8
 from gambeson.randomness import derive
-from gambeson.store import Machine, atomic
+from gambeson.store import Machine, atomic, make_repeatable
 from gambeson.synthesis.generation import Generation, Networks, sample_block
 from gambeson.types import Progress, silent
 
@@ -23,6 +23,7 @@ def samples(
     spec: Generation, networks: Networks, machine: Machine, seed: int, per_row: int, progress: Progress = silent
 ) -> UInt8[np.ndarray, "n h w c"]:
     """The first `per_row` images of every class, class by class; without classes the first `per_row` squared."""
+    make_repeatable(machine)
     spec.check(networks, machine)
     denoiser = networks.denoiser
     wanted = per_row * (denoiser.classes or per_row)

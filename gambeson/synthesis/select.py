@@ -63,7 +63,8 @@ def select(work: Workspace, spec: Selection, synthetic: Artifact, labelled: Arti
     positions = top_per_class(scores, labels, classes, quota if spec.keep < 1 else len(labels))
     kept = np.bincount(labels[positions], minlength=classes)
     short = {str(k): int(quota - n) for k, n in enumerate(kept) if n < quota}
-    agreement = float((logits.argmax(1).numpy() == table["condition"].to_numpy()).mean())
+    condition = table["condition"].to_numpy()
+    agreement = float((logits.argmax(1).numpy() == condition).mean()) if (condition >= 0).all() else None
     store = SyntheticStore.open(synthetic.folder / "images")
     Chosen.write(work.folder / "chosen.parquet", store, positions, labels[positions])
     facts = {"quota": quota, "kept": kept.tolist(), "short": short, "teacher_agrees_with_condition": agreement}

@@ -56,7 +56,7 @@ def train_classifier(
         if step % every == 0 or step == spec.optimisation.steps:
             record = {"step": step, "loss": state.recent_loss(every)}
             state.log.append({**record, **_validate(state.averaged, real.validation, spec, device)})
-    header = {**classifier_header(model), "log": state.log}
+    header = {**classifier_header(model, real.shape), "log": state.log}
     save_tensors(work.folder / "classifier.safetensors", state.averaged.state_dict(), header)
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Generator, Tensor
 
-from gambeson.data.augment import PadCrop
+from gambeson.data.augment import NonLeaking, PadCrop
 from gambeson.data.datasets import ImageSet, Split
 from gambeson.data.mixture import Mixture
 from gambeson.errors import require
@@ -32,23 +32,33 @@ class DenoiserTraining:
     optimisation: Optimisation = Optimisation(
         steps=2000, learning_rate=1e-3, momentum=0.0, weight_decay=0.0, average=0.999
     )  # how it is fitted
-    augment: PadCrop = PadCrop(padding=0, flip=False)  # off by default: what is augmented here is generated later
+    augment: PadCrop = PadCrop(padding=0, flip=False)  # off: it leaks, what is augmented is generated later
     label_dropout: float = 0.0  # share of labels replaced by the null class (classifier-free guidance)
     conditional: bool = field(default=True, metadata={"neutral": True})  # whether it is told the class
+    non_leaking: NonLeaking | None = field(
+        default=None, metadata={"neutral": None}
+    )  # augmentation that the network is told and that is not generated (EDM); none: off
 
     def __post_init__(self) -> None:
         require(0 <= self.label_dropout < 1, "label_dropout", "a share from 0 to below 1", self.label_dropout)
         allowed = self.conditional or self.label_dropout == 0
         require(allowed, "label_dropout", "0 without classes (conditional: false)", self.label_dropout)
+        counts = "0: it follows from non_leaking"
+        require(self.network.augment in (0, self._network.augment), "network.augment", counts, self.network.augment)
+
+    @property
+    def _network(self) -> UNetSpec:
+        """The network, told as many augmentation parameters as there are."""
+        return replace(self.network, augment=self.non_leaking.parameters if self.non_leaking else 0)
 
     def build(self, shape: tuple[int, int, int], classes: int, seed: int) -> NetworkDenoiser:
         """The untrained denoiser of images [C, H, W]. UserError for sides that the U-Net cannot halve."""
         self.network.check(shape)
         told = classes if self.conditional else 0
         return NetworkDenoiser(
-            self.network.build(shape[0], told, seed),
+            self._network.build(shape[0], told, seed),
             self.preconditioning,
-            spec=self.network,
+            spec=self._network,
             classes=told,
             shape=shape,
             conditional_only=self.conditional and self.label_dropout == 0,
@@ -83,9 +93,13 @@ def _losses(spec: DenoiserTraining, denoiser: NetworkDenoiser, real: ImageSet, s
     def loss_of(step: int) -> Iterator[Tensor]:
         images, labels, _ = mixture.batch(step)
         draw = generator(seed, "denoiser step", step)
-        images = spec.augment(images, draw, real.flip_safe) * 2 - 1
+        images, augmented = spec.augment(images, draw, real.flip_safe), None
+        if spec.non_leaking:  # from a generator of its own: the noise is the same with and without
+            warps = generator(seed, "denoiser augmentation", step)
+            images, augmented = spec.non_leaking(images, warps, real.flip_safe)
+            augmented = augmented.to(device)
         told = labels.to(device) if spec.conditional else None
-        batch = denoiser.noised(images.to(device), told, draw, spec.label_dropout)
+        batch = denoiser.noised((images * 2 - 1).to(device), told, draw, spec.label_dropout, augmented)
         for part, some in enumerate(batch.split(spec.optimisation.accumulate)):
             with drawing_from(derive(seed, "denoiser dropout", step, part), device):
                 losses = denoiser.errors(some)

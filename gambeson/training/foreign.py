@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
+
+from safetensors import SafetensorError, safe_open
 
 from gambeson.errors import UserError, require
 from gambeson.models.classifiers import classifier_header, load_encoder
@@ -15,6 +18,9 @@ from gambeson.models.files import load_tensors, save_tensors
 from gambeson.models.foreign import load_foreign
 from gambeson.store import Workspace, checksum, stage
 
+FILES = {".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".bin", ".safetensors", ".yaml", ".yml"}
+"""Endings of files: a name that ends so is no hub id."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ForeignDenoiser:
@@ -22,7 +28,7 @@ class ForeignDenoiser:
 
     path: str = ""  # a file, a folder of diffusers, or a hub id (org/name)
     kind: Literal["auto", "gambeson", "edm", "ddim", "minimal-diffusion", "diffusers"] = "auto"  # who wrote it
-    image_size: int | None = None  # side of the images, where the weights do not say it; none: 32
+    image_size: int | None = None  # side of the images, where the weights do not tell it
     classes: int | None = None  # number of classes, where the last label row of diffusers' weights is the null class
     preconditioning: EDM | VP | None = None  # what the network predicts, where its family or its file do not say it
     revision: str | None = None  # which revision of a hub id; none: the newest
@@ -49,7 +55,8 @@ class Weights:
     @property
     def is_hub(self) -> bool:
         """Whether it is a name on the hub rather than a place on disk."""
-        return not Path(self.place).exists() and self.place.count("/") == 1 and not Path(self.place).suffix
+        named = re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", self.place)
+        return named is not None and not Path(self.place).exists() and Path(self.place).suffix not in FILES
 
     @cached_property
     def digest(self) -> str:
@@ -75,9 +82,11 @@ def import_denoiser(work: Workspace, spec: ForeignDenoiser, source: Weights) -> 
 
 def _read(spec: ForeignDenoiser, place: str) -> NetworkDenoiser:
     path = Path(place)
-    if spec.kind == "gambeson" or (
-        spec.kind == "auto" and path.suffix == ".safetensors" and load_tensors(path)[1].get("kind") == "denoiser"
-    ):
+    if spec.kind == "gambeson" or (spec.kind == "auto" and _is_ours(path)):
+        require(path.is_file(), "denoiser.path", "a file that `gambeson train-diffusion` wrote", place)
+        options = ("image_size", "classes", "preconditioning", "revision")
+        given = [name for name in options if getattr(spec, name) is not None]
+        require(not given, "denoiser", "no reading options for weights of our own, which say all of it", given)
         return load_denoiser(path)
     return load_foreign(
         place,
@@ -89,8 +98,21 @@ def _read(spec: ForeignDenoiser, place: str) -> NetworkDenoiser:
     )
 
 
+def _is_ours(path: Path) -> bool:
+    """Whether a file is a denoiser of ours, whatever its name."""
+    if not path.is_file():
+        return False
+    try:
+        with safe_open(path, framework="pt") as handle:
+            return "gambeson" in (handle.metadata() or {})
+    except SafetensorError:
+        return False
+
+
 @stage(revision=1)
 def import_classifier(work: Workspace, kind: str, source: Weights) -> None:
     """Writes classifier.safetensors from the weights of a classifier of ours."""
-    model = load_encoder(Path(source.place))
-    save_tensors(work.folder / "classifier.safetensors", model.state_dict(), {**classifier_header(model), "log": []})
+    path = Path(source.place)
+    model, shape = load_encoder(path), load_tensors(path)[1].get("shape")
+    header = {**classifier_header(model, shape and tuple(shape)), "log": []}
+    save_tensors(work.folder / "classifier.safetensors", model.state_dict(), header)

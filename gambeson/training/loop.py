@@ -21,6 +21,11 @@ from gambeson.errors import require
 from gambeson.models.files import load_tensors, save_tensors
 from gambeson.store import RESUME, Workspace
 
+RECENT = 1000
+"""How many of the last losses are kept."""
+SHARE_OF_SAVING = 1 / 20
+"""Largest share of the time that goes into saving the state."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Optimisation:
@@ -69,7 +74,7 @@ class Optimisation:
 
 @dataclass
 class TrainingState:
-    """Everything that a resumed training needs; `losses` has one number per step, `log` is for the caller."""
+    """Everything that a resumed training needs; `losses` are those of the last steps, `log` is for the caller."""
 
     model: nn.Module
     averaged: nn.Module
@@ -109,7 +114,7 @@ class TrainingState:
         self.step, self.losses, self.log = header["step"], header["losses"], header["log"]
 
     def recent_loss(self, steps: int) -> float:
-        """Mean loss of the last steps."""
+        """Mean loss of the last steps, of which at most `RECENT` are known."""
         recent = self.losses[-steps:]
         return sum(recent) / len(recent)
 
@@ -144,19 +149,27 @@ def fit(state: TrainingState, optimisation: Optimisation, loss_of: Losses, work:
 
     loss_of(step) -> [b] losses, or an iterable of such for consecutive parts of a batch: the gradient is that of the
     mean over the whole batch, and one part's network activations are in memory at a time.
+    The state is saved every `work.checkpoint_seconds`, or as seldom as saving takes a twentieth of the time.
     Raises ValueError naming the step when the loss is not finite; the last good state stays on disk.
     """
     path = work.folder / RESUME
     if path.exists():
         state.load(path)
-    saved = time.monotonic()
+    saved, wait = time.monotonic(), work.checkpoint_seconds
     while state.step < optimisation.steps:
-        state.losses.append(_update(state, optimisation, loss_of))
+        state.losses = [*state.losses[1 - RECENT :], _update(state, optimisation, loss_of)]
         yield state.step
         work.progress(state.step, optimisation.steps)
-        if time.monotonic() - saved > work.checkpoint_seconds:
+        if time.monotonic() - saved > wait:
+            began = time.monotonic()
             state.save(path)
             saved = time.monotonic()
+            wait = _wait(work.checkpoint_seconds, saved - began)
+
+
+def _wait(seconds: float, duration: float) -> float:
+    """Seconds until the next save after one that took `duration`; below 0, none at all (a save at every step)."""
+    return seconds if seconds < 0 else max(seconds, duration / SHARE_OF_SAVING)
 
 
 def _update(state: TrainingState, optimisation: Optimisation, loss_of: Losses) -> float:

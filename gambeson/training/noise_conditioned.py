@@ -68,7 +68,7 @@ def train_noise_conditioned(work: Workspace, spec: NoisyEncoderTraining, real: I
         if step % every == 0 or step == spec.optimisation.steps:
             accuracy = _validate(state.averaged, real.validation, spec, seed, device)
             state.log.append({"step": step, "loss": state.recent_loss(every), "accuracy": accuracy})
-    header = {**classifier_header(model), "log": state.log}
+    header = {**classifier_header(model, real.shape), "log": state.log}
     save_tensors(work.folder / "classifier.safetensors", state.averaged.state_dict(), header)
 
 
