@@ -68,7 +68,7 @@ class Guidance(Protocol):
 
 @runtime_checkable
 class Sampler(Protocol):
-    """Walks noise down the sigmas; `*_, last = sampler(...)`, and `last.x` is the sample in [-1, 1]."""
+    """Walks noise down the sigmas; the last Step's x is the sample in [-1, 1] (`gambeson.sampling.final`)."""
 
     def __call__(
         self,

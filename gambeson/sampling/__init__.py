@@ -58,6 +58,9 @@ from gambeson.sampling.schedules import (
     linear_alpha_bar,
     sigma_from_alpha_bar,
 )
+from gambeson.sampling.walk import (
+    final,
+)
 from gambeson.sampling.windows import (
     ConstantStrength,
     LinearStrength,
@@ -105,6 +108,7 @@ __all__ = [
     "ddim_sigmas",
     "ddim_timesteps",
     "debiased",
+    "final",
     "hard_negative",
     "info_nce",
     "info_nce_paper",

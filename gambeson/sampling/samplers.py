@@ -1,6 +1,6 @@
 """Samplers: generators of Steps that walk noise down the sigmas of one space, x = x0 + sigma n (METHOD 1.3).
 
-Each Step holds the state that was evaluated; the last one, at sigma 0, the sample: `*_, last = sampler(...)`, `last.x`.
+Each Step holds the state that was evaluated; the last one, at sigma 0, the sample: `final(sampler(...)).x`.
 A sampler is its update alone; start, guidance, clamp and checks are `gambeson.sampling.walk.Walk`.
 """
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -25,6 +26,11 @@ _WITHOUT_FLOAT64 = {"mps"}
 
 class NotFiniteError(ValueError):
     """The network or the guidance returned NaN or infinity; the message names step, sigma and block."""
+
+
+def final(walk: Iterator[Step]) -> Step:
+    """The last Step of a walk, whose x is the sample; one step at a time in memory, however many there are."""
+    return deque(walk, maxlen=1).pop()
 
 
 def state_dtype(device: torch.device) -> torch.dtype:

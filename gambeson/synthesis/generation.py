@@ -6,7 +6,6 @@ can be laid side by side.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -23,6 +22,7 @@ from gambeson.sampling.guidance import ClassifierGuidance, Contrastive, Contrast
 from gambeson.sampling.levels import NoiseLevels, TimestepLevels
 from gambeson.sampling.pairs import RealImages
 from gambeson.sampling.samplers import DDIM, DDPM, DPMSolverPP, Euler, Heun
+from gambeson.sampling.walk import final
 from gambeson.store import Machine
 from gambeson.types import Denoiser, Sampler
 
@@ -213,5 +213,4 @@ def sample_block(
     draws = block_generator(seed, block, "sampler")
     given = None if labels is None else labels.to(device)
     walk = sampler(denoise, noise, spec.levels.sigmas(), guidance, labels=given, generator=draws, block=block)
-    last = deque(walk, maxlen=1).pop()  # keeps one step at a time: memory does not grow with their number
-    return ((last.x + 1) / 2).clamp(0, 1).cpu(), labels
+    return ((final(walk).x + 1) / 2).clamp(0, 1).cpu(), labels
