@@ -3,11 +3,12 @@
     python dev/separation.py train FOLDER [NAME ...]          denoiser, robust, standard, judge, noise-conditioned
     python dev/separation.py measure FOLDER VARIANT [...]     one JSON line each; --count N, --block N, --seed N
 
-CIFAR-10 from ../shared at 16x16: 45,000 of the train images, 5,000 of them held out, never a test image. `judge` is a
-standard classifier of another seed that no guidance sees. Every variant starts from the noise of its plain twin. In the
-judge's penultimate features: between-class over within-class scatter (trace ratio), nearest-centroid accuracy (each
-half of the images by the other's centroids), the Frechet distance to held-out real images; the judge's agreement with
-the condition; RMS distance to the plain twin. FOLDER keeps models, plain images and held-out features.
+CIFAR-10 from ../shared at 16x16 (train --side 32 --steps N --device cuda: 32x32 with a 36M denoiser), the train images,
+5,000 of them held out, never a test image. `judge` is a standard classifier of another seed that no guidance sees.
+Every variant starts from the noise of its plain twin. In the judge's penultimate features: between-class over
+within-class scatter (trace ratio), nearest-centroid accuracy (each half of the images by the other's centroids), the
+Frechet distance to held-out real images; the judge's agreement with the condition; RMS distance to the plain twin.
+FOLDER keeps models, plain images and held-out features.
 Results are in dev/LOG.md.
 """
 
@@ -46,7 +47,7 @@ from gambeson.sampling import (
     Window,
 )
 from gambeson.sampling.embedding import EmbeddingLearner
-from gambeson.store import Workspace
+from gambeson.store import Machine, Workspace
 from gambeson.synthesis.generation import Generation, Networks, sample_block
 from gambeson.threat import ThreatModel
 from gambeson.training.classifier import ClassifierTraining, train_classifier
@@ -58,13 +59,13 @@ SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 FILES = {"denoiser": "denoiser", "noise-conditioned": "noise_conditioned"}
 
 
-def cifar16() -> ImageSet:
-    """CIFAR-10 at 16x16; `validation` is the held-out part of train, and stands in for `test` too."""
+def cifar(side: int) -> ImageSet:
+    """CIFAR-10 at 16x16 or 32x32; `validation` is the held-out part of train, and stands in for `test` too."""
     sys.path.insert(0, str(SHARED))
     from read_packed import load
 
     raw = load("cifar10_train")
-    images = F.avg_pool2d(torch.from_numpy(raw["images"]).permute(0, 3, 1, 2).float() / 255, 2)
+    images = F.avg_pool2d(torch.from_numpy(raw["images"]).permute(0, 3, 1, 2).float() / 255, 32 // side)
     labels, g = torch.from_numpy(raw["labels"]), torch.Generator().manual_seed(0)
     held = torch.zeros(len(labels), dtype=torch.bool)
     for k in range(10):
@@ -72,12 +73,13 @@ def cifar16() -> ImageSet:
         held[own[torch.randperm(len(own), generator=g)[:500]]] = True
     train, rest = Split(images[~held], labels[~held]), Split(images[held], labels[held])
     names = tuple(str(n) for n in raw["class_names"])
-    return ImageSet(name="cifar16", train=train, validation=rest, test=rest, class_names=names, flip_safe=True)
+    return ImageSet(name=f"cifar{side}", train=train, validation=rest, test=rest, class_names=names, flip_safe=True)
 
 
-def train(folder: Path, name: str, real: ImageSet) -> None:
-    """One of the models, into FOLDER/NAME.safetensors; resumes."""
-    work = Workspace(folder / name, lambda done, total: print(f"\r{name} {done}/{total}", end="", flush=True))
+def train(folder: Path, name: str, real: ImageSet, steps: int, device: str) -> None:
+    """One of the models, into FOLDER/NAME.safetensors; resumes. At 32x32 the denoiser is the 36M one."""
+    machine = Machine(device=device)
+    work = Workspace(folder / name, lambda done, total: print(f"\r{name} {done}/{total}", end="", flush=True), machine)
     work.folder.mkdir(parents=True, exist_ok=True)
     fitted = Optimisation(steps=1500, learning_rate=0.2, precision="bfloat16")
     spec = ClassifierTraining(
@@ -88,9 +90,10 @@ def train(folder: Path, name: str, real: ImageSet) -> None:
         validations=1,
         threat=ThreatModel(epsilon=8 / 255),
     )
-    adam = replace(fitted, steps=3300, learning_rate=8e-4, momentum=0.0, weight_decay=0.0, average=0.999)
+    adam = replace(fitted, steps=steps, learning_rate=8e-4, momentum=0.0, weight_decay=0.0, average=0.999)
     if name == "denoiser":
-        unet = UNetSpec(width=48, multipliers=(1, 2, 3), blocks=2)
+        small = UNetSpec(width=48, multipliers=(1, 2, 3), blocks=2)
+        unet = small if real.shape[1] == 16 else UNetSpec.cifar10()
         train_denoiser.work(work, DenoiserTraining(network=unet, optimisation=adam), real, seed=5)
     elif name == "noise-conditioned":
         noisy = NoisyEncoderTraining(
@@ -157,21 +160,30 @@ def frechet(a: torch.Tensor, b: torch.Tensor) -> float:
     return ((m1 - m2).square().sum() + c1.trace() + c2.trace()).item() - 2 * float(root)
 
 
+def judge_side(folder: Path) -> int:
+    """Side of the images that the models were trained on."""
+    return load_denoiser(folder / "denoiser.safetensors").shape[1]
+
+
 def held_out(folder: Path) -> torch.Tensor:
     """The judge's features of the held-out real images, kept in FOLDER."""
     path = folder / "held_out.pt"
     if not path.exists():
         judge = load_classifier(folder / "judge.safetensors")
         with torch.no_grad():
-            torch.save(torch.cat([judge.features(x) for x in cifar16().validation.images.split(500)]), path)
+            torch.save(
+                torch.cat([judge.features(x) for x in cifar(judge_side(folder)).validation.images.split(500)]), path
+            )
     return torch.load(path)
 
 
 def images_of(spec: Generation, networks: Networks, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     """All blocks of a generation, [N, C, H, W] and labels [N]."""
-    spec.check(networks)
-    guidance, denoise, own = spec.bind(networks), spec.denoise(networks.denoiser), networks.denoiser
-    made = [sample_block(spec, denoise, guidance, own.shape, own.classes, b, seed) for b in range(spec.blocks)]
+    machine = Machine(device=str(next(networks.denoiser.parameters()).device))
+    spec.check(networks, machine)
+    guidance, denoise, own = spec.bind(networks, machine), spec.denoise(networks.denoiser), networks.denoiser
+    device = machine.device
+    made = [sample_block(spec, denoise, guidance, own.shape, own.classes, b, seed, device) for b in range(spec.blocks)]
     return torch.cat([m[0] for m in made])[: spec.count], torch.cat([m[1] for m in made])[: spec.count]
 
 
@@ -184,15 +196,15 @@ def _plain(folder: Path, spec: Generation, networks: Networks, seed: int) -> tup
     return torch.load(path)
 
 
-def measure(folder: Path, word: str, count: int, block: int, seed: int) -> dict[str, Any]:
+def measure(folder: Path, word: str, count: int, block: int, seed: int, device: str) -> dict[str, Any]:
     """The numbers of a variant beside those of its plain twin."""
     chosen, judge = variant(word), load_classifier(folder / "judge.safetensors")
-    encoder = load_encoder(folder / f"{chosen.encoder}.safetensors")
+    encoder = load_encoder(folder / f"{chosen.encoder}.safetensors").to(device)
     spec = replace(Generation(guidance=None), **{**chosen.generation, "count": count, "block": block})
-    networks = Networks(denoiser=load_denoiser(folder / "denoiser.safetensors"), encoder=encoder)
+    networks = Networks(denoiser=load_denoiser(folder / "denoiser.safetensors").to(device), encoder=encoder)
     if spec.in_order:
         embedding = spec.guidance.embedding  # type: ignore[union-attr]
-        learner = EmbeddingLearner(embedding.build(128, seed), embedding.learning_rate)
+        learner = EmbeddingLearner(embedding.build(128, seed).to(device), embedding.learning_rate)
         networks = replace(networks, learner=learner)
     result: dict[str, Any] = {"variant": word, "count": count, "block": block, "seed": seed}
     kept = {}
@@ -226,15 +238,18 @@ def main() -> None:
     reader.add_argument("--count", type=int, default=1000)
     reader.add_argument("--block", type=int, default=500)
     reader.add_argument("--seed", type=int, default=0)
+    reader.add_argument("--device", default="cpu")
+    reader.add_argument("--side", type=int, default=16, choices=(16, 32))
+    reader.add_argument("--steps", type=int, default=3300, help="of the denoiser's training")
     asked = reader.parse_intermixed_args()
     torch.set_num_threads(1)
     if asked.task == "train":
-        real = cifar16()
+        real = cifar(asked.side)
         for name in asked.names or ("judge", "standard", "denoiser", "robust", "noise-conditioned"):
-            train(asked.folder, name, real)
+            train(asked.folder, name, real, asked.steps, asked.device)
         return
     for name in asked.names:
-        print(json.dumps(measure(asked.folder, name, asked.count, asked.block, asked.seed)), flush=True)
+        print(json.dumps(measure(asked.folder, name, asked.count, asked.block, asked.seed, asked.device)), flush=True)
 
 
 if __name__ == "__main__":

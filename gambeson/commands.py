@@ -163,7 +163,8 @@ def _deliver(path: Path, out: Path | None, what: str) -> None:
 def _deliver_weights(path: Path, out: Path | None) -> None:
     """The last line of a training's log, and where its weights lie."""
     for record in load_tensors(path)[1]["log"][-1:]:
-        print("  ".join(f"{name} {_shown(value)}" for name, value in record.items()))
+        first = {"step": record["step"], **record}
+        print("  ".join(f"{name} {_shown(value)}" for name, value in first.items()))
     _deliver(path, out, "weights")
 
 

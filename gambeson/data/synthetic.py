@@ -9,6 +9,7 @@ blocks/000012.npz           finished blocks of the shard that is being filled
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -56,6 +57,8 @@ class StoreWriter:
         for shard in range(-(-self.blocks // self.blocks_per_shard)):
             if not self._shard_file(shard, "json").exists():
                 self._pack(shard)
+        with contextlib.suppress(OSError):  # empty by now; a stray block stays where it is
+            (self.root / "blocks").rmdir()
         records = [read_json(p) for p in sorted((self.root / "shards").glob("*.json"))]
         header = {"format": FORMAT, "rows": [r["rows"] for r in records], "shape": records[0]["shape"]}
         write_json(self.root / "store.json", {**header, "provenance": provenance})
