@@ -105,7 +105,7 @@ def ask(argv: list[str], command: str, weights: bool = True) -> Asked:
 def _check(source: Recipe | Sampling) -> None:
     """Raises UserError, before anything is made, for what cannot work."""
     if isinstance(source, Recipe):
-        check_plan(source)
+        check_plan(source, (_arm(source),))
         return
     guidance = source.generation.guidance
     if guidance is not None:

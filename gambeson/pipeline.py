@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 
 import torch
@@ -56,19 +56,23 @@ def tell(recipe: Recipe, arm: Arm, seed: int, once: Once) -> Chapter:
     return Chapter(arm, seed, told)
 
 
-def check_plan(recipe: Recipe) -> None:
-    """Raises UserError for networks and numbers that the data cannot be used with, before any stage is made."""
+def check_plan(recipe: Recipe, arms: Collection[Arm]) -> None:
+    """Raises UserError for networks and numbers that the data cannot be used with, before any stage is made.
+
+    Only what these arms use is looked at.
+    """
     real, generation = recipe.data.load(), recipe.generation
     channels, classes = real.shape[0], len(real.class_names)
     with torch.device("meta"):
         for spec in (recipe.teacher.network, recipe.student.network):
             spec.build(channels, classes)
-    if isinstance(recipe.denoiser, DenoiserTraining):
-        recipe.denoiser.network.check(real.shape)
-    if recipe.encoder == "noise-conditioned":
+    own = recipe.denoiser if isinstance(recipe.denoiser, DenoiserTraining) else None
+    if own and {Arm.PLAIN, Arm.GUIDED} & set(arms):
+        own.network.check(real.shape)
+    if Arm.GUIDED in arms and recipe.encoder == "noise-conditioned":
         recipe.noisy_encoder.network.check(real.shape)
-    if isinstance(generation.guidance, Contrastive):
-        generation.check_real(real)
+    if own and Arm.GUIDED in arms and isinstance(generation.guidance, Contrastive):
+        generation.check_real(real, classes if own.conditional else 0)
 
 
 def diffuse(recipe: Recipe, arm: Arm, seed: int, once: Once) -> dict[str, Artifact]:

@@ -75,7 +75,7 @@ def execute(
 ) -> Run:
     """Makes or finishes the run of a recipe below `root`; what is finished is not redone."""
     root = root.resolve()
-    check_plan(recipe)
+    check_plan(recipe, recipe.arms)
     folder = folder_of(recipe, root)
     started = _claim(folder, recipe)
     results = run_jobs(jobs_of(recipe), root, workers, screen, machine)

@@ -317,6 +317,20 @@ def test_weights_of_another_shape_are_refused(
     assert "(3, 16, 16)" in said
 
 
+def test_a_plan_is_checked_for_the_arms_that_it_has() -> None:
+    """Too few real images for guidance stop a guided arm, and no other."""
+    from gambeson.errors import UserError
+    from gambeson.pipeline import check_plan
+    from gambeson.sampling.pairs import RealNegatives
+
+    recipe = tiny_recipe()
+    guidance = replace(recipe.generation.guidance, pairs=RealNegatives())
+    recipe = replace(recipe, generation=replace(recipe.generation, guidance=guidance))
+    check_plan(recipe, (Arm.REAL, Arm.PLAIN))
+    with pytest.raises((UserError, ValueError), match="count=512"):
+        check_plan(recipe, (Arm.GUIDED,))
+
+
 def test_the_tiny_recipe_is_what_it_was(recipe_file: Path) -> None:
     """Fields added since keep old digests: the recipe as file is the recipe."""
     assert files.load(recipe_file, Recipe).digest == tiny_recipe(arms=(Arm.GUIDED,)).digest

@@ -284,6 +284,9 @@ def test_levels_beyond_the_training_of_a_model_are_refused(real: ImageSet, tmp_p
     training = DenoiserTraining(network=UNetSpec(width=8), preconditioning=VP(), optimisation=fitted)
     denoiser = load_denoiser(Store(tmp_path).once(train_denoiser, training, real, seed=0).file("denoiser.safetensors"))
     replace(TINY, levels=TimestepLevels(kind="even", steps=9)).check(Networks(denoiser=denoiser))
+    churned = replace(TINY, sampler=Heun(churn=40.0), levels=TimestepLevels(kind="even", steps=9))
+    with pytest.raises(UserError, match="highest noise"):
+        churned.check(Networks(denoiser=denoiser))
     cosine = replace(TINY, levels=TimestepLevels(kind="even", schedule="cosine", steps=9))
     with pytest.raises(UserError, match="highest noise"):
         cosine.check(Networks(denoiser=denoiser))

@@ -56,7 +56,8 @@ class UNetSpec:
         """56M parameters for 32x32 images in 10 classes: the size and resolutions of EDM's DDPM++ (55.7M).
 
         As there (Karras et al. 2022, Table 7): 32 to 8 pixels, all of twice the width, dropout 0.13. To train it:
-        DenoiserTraining(network=UNetSpec.cifar10_large(), non_leaking=NonLeaking()), with EDM's augmentation.
+        DenoiserTraining(network=UNetSpec.cifar10_large(), non_leaking=NonLeaking(flip_vertical=True)), with EDM's
+        augmentation.
         """
         return UNetSpec(width=160, multipliers=(2, 2, 2), blocks=3, attention=2, dropout=0.13)
 

@@ -333,7 +333,8 @@ class ContrastiveGuidance:
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
             raise ValueError(
                 f"encoder: expected features [B, D] of images of shape {tuple(images.shape[1:])} under "
-                f"{type(self.spec.features).__name__}, but it failed: {error}; use an encoder of images of this size"
+                f"{type(self.spec.features).__name__}, but it failed: {error}; use an encoder of images of this size, "
+                "and NoiseConditionedFeatures for one that is told the noise level"
             ) from error
         self._embed(checked(features, images))
 

@@ -6,6 +6,7 @@ can be laid side by side.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -143,21 +144,32 @@ class Generation:
                 "generation.guidance: expected guidance without classes for an unconditional denoiser, got "
                 f"{type(self.guidance).__name__} by class; take PreviousStep pairs, or a conditional denoiser"
             )
-        start, (_, highest) = float(self.levels.sigmas()[0]), denoiser.preconditioning.sigma_range()
+        start, (_, highest) = self._highest_sigma(), denoiser.preconditioning.sigma_range()
         if start > 1.01 * highest:
             raise UserError(
                 f"generation.levels: expected a start at or below the highest noise the denoiser was trained on, sigma "
                 f"{highest:.4g}, got {start:.4g}; take levels of its own schedule, or a lower sigma_max"
             )
 
-    def check_real(self, real: ImageSet) -> None:
-        """Raises UserError where the pairs need real images that are not there: too few, or none of some class."""
+    def _highest_sigma(self) -> float:
+        """The highest noise level that the network is asked about: the start, raised where there is churn."""
+        sigmas, sampler = self.levels.sigmas()[:-1], self.sampler
+        if not isinstance(sampler, Heun | Euler) or not sampler.churn:
+            return float(sigmas[0])
+        churned = (sigmas >= sampler.s_min) & (sigmas <= (math.inf if sampler.s_max is None else sampler.s_max))
+        gamma = min(sampler.churn / len(sigmas), math.sqrt(2) - 1)
+        return float(torch.where(churned, sigmas * (1 + gamma), sigmas).max())
+
+    def check_real(self, real: ImageSet, classes: int) -> None:
+        """Raises UserError where the pairs need real images that are not there: too few, or none of some class.
+
+        `classes`: those that the denoiser is conditioned on, 0 for none.
+        """
         assert isinstance(self.guidance, Contrastive)
         images = self._real_images(real, "cpu")
         if images is not None:
             plan = ContrastiveGuidance(replace(self.guidance, embedding=None), torch.flatten, real=images)
-            classes = len(real.class_names)
-            plan.check(self.levels.sigmas(), self.labels(0, classes), batch=self.block, classes=classes)
+            plan.check(self.levels.sigmas(), self.labels(0, classes), batch=self.block, classes=classes or None)
 
     @property
     def needs_classes(self) -> bool:
