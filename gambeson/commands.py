@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from gambeson import files, overrides
 from gambeson.engine import Job, run_jobs
 from gambeson.errors import UserError, require, unknown
-from gambeson.models.files import load_tensors
+from gambeson.models.files import is_safetensors, load_tensors
 from gambeson.options import MACHINE_OPTIONS, take, take_machine, take_number, take_runs
 from gambeson.pipeline import Once, check_plan, diffuse, prepare_denoiser, prepare_encoder, prepare_networks
 from gambeson.recipe import Arm, Encoder, Recipe, class_table
@@ -111,6 +111,7 @@ def _check(source: Recipe | Sampling) -> None:
     if guidance is not None:
         found, wanted = Path(source.encoder).is_file(), "the weights of a classifier for guidance to look through"
         require(found, "encoder", f"{wanted} (--encoder FILE)", source.encoder)
+        require(is_safetensors(Path(source.encoder)), "encoder", f"{wanted}, a .safetensors file", source.encoder)
     if isinstance(guidance, Contrastive) and guidance.pairs.reals(source.generation.block):
         raise UserError(
             f"generation.guidance.pairs: expected pairs without real images, since weights alone come with none, got "

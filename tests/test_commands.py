@@ -272,6 +272,7 @@ def test_mistakes_with_weights_are_answered_before_anything_is_made(
     foreign_words = ("--denoiser", "ForeignDenoiser", "--denoiser.path")
     mistakes = {
         "no encoder": ((weights, *guided), "--encoder FILE"),
+        "no weights as encoder": ((weights, *guided, "--encoder", recipe_file), "a .safetensors file"),
         "no such encoder": ((weights, *guided, "--encoder", "nowhere"), "--encoder FILE"),
         "real pairs": ((weights, *guided, "--encoder", noisy, *PAIRS, "RealPositives"), "without real images"),
         "noisy encoder": ((weights, *guided, "--encoder", noisy), "encoder"),

@@ -34,6 +34,15 @@ def _unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return own
 
 
+def is_safetensors(path: Path) -> bool:
+    """Whether a file begins as a safetensors file does."""
+    try:
+        with safe_open(path, framework="pt"):
+            return True
+    except SafetensorError:
+        return False
+
+
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """What `save_tensors` wrote. Raises EnvironmentFault, naming it, for a file that is damaged or no safetensors."""
     try:
