@@ -23,6 +23,8 @@ usage: gambeson COMMAND [OPTIONS]
   runs                     list the runs
   show RUN                 print a run's table
   report RUN               write a run's report again and print its path
+  train --data D           train a robust classifier alone: your images, a preset, synthetic images from anywhere
+  export CLASSIFIER        write a classifier as ONNX, or as RobustBench reads it
   train-diffusion RECIPE   train the recipe's diffusion model
   train-encoder RECIPE     train a classifier whose features steer guidance: robust, standard or noise-conditioned
   generate SOURCE          generate a store of images; SOURCE: a recipe, or the weights of a diffusion model
@@ -169,8 +171,10 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "runs": command_runs,
     "show": command_show,
     "report": command_report,
+    "train": _elsewhere("gambeson.train", "train"),
     "train-diffusion": _elsewhere("gambeson.commands", "train_diffusion"),
     "train-encoder": _elsewhere("gambeson.commands", "train_encoder"),
+    "export": _elsewhere("gambeson.commands", "export"),
     "generate": _elsewhere("gambeson.commands", "generate_images"),
     "sample-grid": _elsewhere("gambeson.commands", "sample_grid"),
     "figures": _elsewhere("gambeson.theory.command", "figures"),

@@ -16,10 +16,14 @@ import pyarrow.parquet as pq
 from gambeson import files, overrides
 from gambeson.engine import Job, run_jobs
 from gambeson.errors import UserError, require, unknown
+from gambeson.models.classifiers import load_classifier
+from gambeson.models.export import robustbench_entry, save_onnx, save_robustbench
 from gambeson.models.files import is_safetensors, load_tensors
+from gambeson.models.hub import config_of, from_pretrained
+from gambeson.models.network import ClassifierNetwork
 from gambeson.options import MACHINE_OPTIONS, take, take_machine, take_number, take_runs
 from gambeson.pipeline import Once, check_plan, diffuse, prepare_denoiser, prepare_encoder, prepare_networks
-from gambeson.recipe import Arm, Encoder, Recipe, class_table
+from gambeson.recipe import Arm, EncoderKind, Recipe, class_table
 from gambeson.recipes import RECIPES, named
 from gambeson.recipes.presets import PRESETS, preset
 from gambeson.sampling.embedding import FittedEmbedding
@@ -192,14 +196,14 @@ def train_encoder(argv: list[str]) -> None:
     about = (
         "Trains the classifier whose features steer guidance (or finds it trained) and prints where its weights are."
     )
-    own = f"  --kind KIND      {', '.join(get_args(Encoder))} (default: the recipe's encoder)\n"
+    own = f"  --kind KIND      {', '.join(get_args(EncoderKind))} (default: the recipe's encoder)\n"
     if _wants_help(argv, _usage("train-encoder", "RECIPE", about, "copy the weights there, a .safetensors file", own)):
         return
     words = list(argv)
     kind = take(words, "--kind")
     asked = ask(words, "train-encoder", weights=False)
-    if kind is not None and kind not in get_args(Encoder):
-        raise unknown("encoder", kind, get_args(Encoder))
+    if kind is not None and kind not in get_args(EncoderKind):
+        raise unknown("encoder", kind, get_args(EncoderKind))
     kind = kind or asked.recipe.encoder
     made: Artifact = asked.make(f"{kind} encoder", prepare_encoder, asked.recipe, kind, asked.recipe.seed)
     path = made.file("classifier.safetensors")
@@ -281,3 +285,43 @@ def _draw(source: Recipe | Sampling, machine: Machine, per_row: int, path: Path,
     networks = sources.open(source.generation, machine.device, source.seed)
     images = grid.samples(source.generation, networks, machine, source.seed, per_row)
     grid.write(path, grid.picture(images, per_row))
+
+
+EXPORT = """usage: gambeson export CLASSIFIER [--onnx FILE] [--robustbench FILE]
+
+Writes a classifier in the forms that others read. CLASSIFIER: a folder that `gambeson train` wrote, a hub id, or a
+classifier.safetensors of ours.
+
+  --onnx FILE         ONNX, any number of images at a time (needs `pip install gambeson[onnx]`)
+  --robustbench FILE  a .pt that RobustBench's loader accepts (WideResNet and PreActResNet)"""
+
+
+def export(argv: list[str]) -> None:
+    """gambeson export CLASSIFIER [--onnx FILE] [--robustbench FILE]"""
+    if _wants_help(argv, EXPORT) or {"--help", "-h"} & set(argv):
+        return
+    words = list(argv)
+    forms = {name: take(words, f"--{name}") for name in ("onnx", "robustbench")}
+    require(len(words) == 1 and not words[0].startswith("-"), "export", "one classifier", " ".join(words))
+    require(any(forms.values()), "export", "--onnx FILE or --robustbench FILE", "neither")
+    for name, place in forms.items():
+        require(place is None or not Path(place).exists(), f"--{name}", "a path where nothing lies yet", place)
+    model, shape = _classifier(words[0])
+    if forms["robustbench"] is not None:
+        save_robustbench(model, forms["robustbench"])
+        print(f"RobustBench: {Path(forms['robustbench']).resolve()}\n{robustbench_entry(model)}")
+    if forms["onnx"] is not None:
+        require(shape is not None, "export --onnx", "a classifier that says which images it was trained on", words[0])
+        assert shape is not None
+        save_onnx(model, forms["onnx"], shape)
+        print(f"ONNX: {Path(forms['onnx']).resolve()}")
+
+
+def _classifier(word: str) -> tuple[ClassifierNetwork, tuple[int, int, int] | None]:
+    """A classifier and the shape of the images it was trained on, where it says so."""
+    path = Path(word)
+    if path.is_file():
+        shape = load_tensors(path)[1].get("shape")
+        return load_classifier(path), None if shape is None else tuple(shape)
+    shape = config_of(word).get("shape")
+    return from_pretrained(word), None if shape is None else tuple(shape)

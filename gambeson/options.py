@@ -36,23 +36,32 @@ def take_number(argv: list[str], name: str) -> int | None:
     return None if word is None else int(word)
 
 
+def take_flag(argv: list[str], name: str) -> bool:
+    """Removes `--name` from argv; whether it was there."""
+    found = name in argv
+    argv[:] = [word for word in argv if word != name]
+    return found
+
+
 def take_runs(argv: list[str]) -> Path:
     """Where runs and stages live."""
     return Path(take(argv, "--runs") or os.environ.get("GAMBESON_RUNS") or "runs")
 
 
 def take_machine(argv: list[str]) -> Machine:
-    """--device, --micro-batch and --workers; as many workers as cores where nothing is said, one on an accelerator."""
+    """--device, --micro-batch, --workers, --compile; as many workers as cores if nothing is said, one on a GPU."""
     from gambeson.processes import cores
     from gambeson.store import Machine
 
     device = take(argv, "--device") or os.environ.get("GAMBESON_DEVICE") or "cpu"
     micro_batch, workers = take_number(argv, "--micro-batch"), take_number(argv, "--workers")
-    return Machine(device=device, micro_batch=micro_batch, workers=workers or (cores() if device == "cpu" else 1))
+    workers, compiled = workers or (cores() if device == "cpu" else 1), take_flag(argv, "--compile")
+    return Machine(device=device, micro_batch=micro_batch, workers=workers, compile=compiled)
 
 
 MACHINE_OPTIONS = """  --runs DIR       where runs and stages live (default ./runs or $GAMBESON_RUNS)
   --workers N      processes of one thread each (default: the cores of this machine; 1 on an accelerator)
   --device D       cpu (default), cuda, cuda:1, mps; also $GAMBESON_DEVICE
   --micro-batch N  images of a block in the networks at once, where a whole block does not fit in memory
+  --compile        classifiers in training go through torch.compile: needs a C++ compiler, pays off in long runs
 """

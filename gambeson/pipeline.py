@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 
-import torch
-
 from gambeson.models.denoiser import load_denoiser
-from gambeson.recipe import Arm, Encoder, Recipe
+from gambeson.recipe import Arm, EncoderKind, Recipe
 from gambeson.robustness.evaluate import evaluate
 from gambeson.sampling.embedding import FittedEmbedding
 from gambeson.sampling.guidance import Contrastive
@@ -17,7 +15,7 @@ from gambeson.synthesis.gaussian import gaussian_control
 from gambeson.synthesis.generate import check_fit, fit_embedding, generate
 from gambeson.synthesis.label import label
 from gambeson.synthesis.select import select
-from gambeson.training.classifier import train_classifier
+from gambeson.training.classifier import check_network, train_classifier
 from gambeson.training.diffusion import DenoiserTraining, train_denoiser
 from gambeson.training.foreign import ForeignDenoiser, import_denoiser
 from gambeson.training.noise_conditioned import train_noise_conditioned
@@ -62,10 +60,9 @@ def check_plan(recipe: Recipe, arms: Collection[Arm]) -> None:
     Only what these arms use is looked at.
     """
     real, generation = recipe.data.load(), recipe.generation
-    channels, classes = real.shape[0], len(real.class_names)
-    with torch.device("meta"):
-        for spec in (recipe.teacher.network, recipe.student.network):
-            spec.build(channels, classes)
+    classes = len(real.class_names)
+    for spec in (recipe.teacher.network, recipe.student.network):
+        check_network(spec, real)
     own = recipe.denoiser if isinstance(recipe.denoiser, DenoiserTraining) else None
     if own and {Arm.PLAIN, Arm.GUIDED} & set(arms):
         own.network.check(real.shape)
@@ -108,7 +105,7 @@ def prepare_denoiser(recipe: Recipe, seed: int, once: Once) -> Artifact:
     return once(train_denoiser, recipe.denoiser, recipe.data.load(), seed=seed)
 
 
-def prepare_encoder(recipe: Recipe, kind: Encoder, seed: int, once: Once) -> Artifact:
+def prepare_encoder(recipe: Recipe, kind: EncoderKind, seed: int, once: Once) -> Artifact:
     """The classifier whose features steer guidance: robust (the real-only student), standard, or noise-conditioned."""
     recipe, real = recipe.with_threat_everywhere(), recipe.data.load()
     if kind == "noise-conditioned":

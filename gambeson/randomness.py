@@ -31,17 +31,18 @@ def generator(seed: int, *names: int | str, device: str | torch.device = "cpu") 
 
 
 @contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Within the block the CPU's global generator starts from `seed`, for layers that draw their weights from it.
+def seeded(seed: int, device: str | torch.device = "cpu") -> Iterator[None]:
+    """Inside, global draws on the CPU and `device` start from `seed`; outside, the global streams are as they were.
 
-    Afterwards it stands where it was; no other device's is touched.
+    For layers that take no generator: those that draw their weights, and dropout.
     """
-    state = torch.default_generator.get_state()
-    torch.default_generator.manual_seed(seed)
-    try:
+    place = torch.device(device)
+    cards = [torch.cuda.current_device() if place.index is None else place.index] if place.type == "cuda" else []
+    with torch.random.fork_rng(devices=cards):
+        torch.default_generator.manual_seed(seed)
+        for card in cards:
+            torch.cuda.default_generators[card].manual_seed(seed)
         yield
-    finally:
-        torch.default_generator.set_state(state)
 
 
 def or_fresh(given: Generator | None, device: str | torch.device = "cpu") -> Generator:

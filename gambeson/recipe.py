@@ -9,7 +9,7 @@ from enum import Enum
 from typing import Any, Literal, TypeVar
 
 from gambeson import canonical
-from gambeson.data.datasets import Digits
+from gambeson.data.datasets import Data, Digits
 from gambeson.errors import UserError, require
 from gambeson.robustness.evaluate import Evaluation
 from gambeson.sampling.guidance import Contrastive, NoiseConditionedFeatures
@@ -24,7 +24,7 @@ from gambeson.training.foreign import ForeignDenoiser
 from gambeson.training.noise_conditioned import NoisyEncoderTraining
 
 T = TypeVar("T")
-Encoder = Literal["robust", "standard", "noise-conditioned"]
+EncoderKind = Literal["robust", "standard", "noise-conditioned"]
 
 
 class Arm(Enum):
@@ -51,14 +51,14 @@ class Recipe:
     """A whole run: data and threat in, robust classifiers, synthetic images and a report out."""
 
     name: str = "run"  # name of the run folder
-    data: Digits = Digits()  # the labelled images
+    data: Data = Digits()  # the labelled images
     threat: ThreatModel = ThreatModel()  # what the attacker may do
     arms: tuple[Arm, ...] = tuple(Arm)  # what is compared
     seed: int = 0  # first seed of networks, sampling and training; the split of the data has its own
     seeds: int = 1  # how many seeds, counted up from the first
     denoiser: DenoiserTraining | ForeignDenoiser = DenoiserTraining()  # the diffusion model, trained here or elsewhere
     teacher: ClassifierTraining = ClassifierTraining()  # standard classifier, for labels and selection
-    encoder: Encoder = "robust"  # features that steer guidance: the real-only student's, the teacher's, noisy_encoder's
+    encoder: EncoderKind = "robust"  # features that steer guidance: the real-only student's, teacher's, noisy_encoder's
     noisy_encoder: NoisyEncoderTraining = field(
         default=NoisyEncoderTraining(), metadata={"neutral": NoisyEncoderTraining()}
     )  # the encoder of noisy images, where encoder is noise-conditioned
@@ -116,17 +116,18 @@ class Recipe:
 
     def with_threat_everywhere(self) -> Recipe:
         """The recipe with its threat filled in wherever a component leaves it open (`threat: none`)."""
-        return _fill_threat(self, self.threat)
+        return fill_threat(self, self.threat)
 
 
-def _fill_threat(component: T, threat: ThreatModel) -> T:
+def fill_threat(component: T, threat: ThreatModel) -> T:
+    """The component with the threat put in wherever it, or a part of it, leaves it open."""
     changes: dict[str, Any] = {}
     for each in fields(component):  # type: ignore[arg-type]
         value = getattr(component, each.name)
         if each.name == "threat" and value is None:
             changes["threat"] = threat
         elif is_dataclass(value):
-            changes[each.name] = _fill_threat(value, threat)
+            changes[each.name] = fill_threat(value, threat)
     return replace(component, **changes)  # type: ignore[type-var]
 
 

@@ -22,12 +22,16 @@ import torch
 from filelock import FileLock
 
 import gambeson
-from gambeson import canonical
+from gambeson import canonical, distributed
 from gambeson.errors import EnvironmentFault, UserError, require
 from gambeson.types import Progress, silent
 
 RESUME = "state.safetensors"
 """What an unfinished stage goes on from; removed when it is finished."""
+BEST = "best.safetensors"
+"""The best weights of an unfinished training, where they are to be kept; removed with the state."""
+NO_RESULTS = ("attempts.json", "log.jsonl", "not_finite.json", RESUME, BEST)
+"""Files of a stage's folder that say how it went, or were needed on the way."""
 
 
 _REDO = "It was changed after it was written: move its folder away and start the same command again to redo the stage"
@@ -121,6 +125,7 @@ class Machine:
     device: str = "cpu"  # torch's name of the device: cpu, cuda, cuda:1, mps
     micro_batch: int | None = None  # images of a block that are in the networks at once; none: the whole block
     workers: int = 1  # processes of one thread that a stage may use for its blocks; their number changes no bit
+    compile: bool = False  # networks in training go through torch.compile: a minute first, then faster
 
     def __post_init__(self) -> None:
         require(self.workers >= 1, "workers", "at least 1", self.workers)
@@ -144,6 +149,7 @@ def make_repeatable(machine: Machine) -> None:
     if machine.device.startswith("cuda"):
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costs, for nothing
         torch.backends.cudnn.benchmark = False
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False  # float32 means float32
 
@@ -161,6 +167,8 @@ def execution(machine: Machine = Machine(), config: Any = None) -> dict[str, Any
         "threads": 1 if machine.workers > 1 else torch.get_num_threads(),  # of each worker
         "machine": platform.machine(),
         "micro_batch": machine.micro_batch,
+        "compiled": machine.compile,
+        "processes": distributed.world(),  # that train together
     }
 
 
@@ -214,11 +222,12 @@ class Stage:
     name: str
     revision: int
     work: Callable[..., None]
+    together: bool = False  # whether processes that train together all do it; otherwise the first one alone
 
 
-def stage(revision: int) -> Callable[[Callable[..., None]], Stage]:
-    """Makes a stage of a function."""
-    return lambda work: Stage(work.__name__, revision, work)
+def stage(revision: int, together: bool = False) -> Callable[[Callable[..., None]], Stage]:
+    """Makes a stage of a function. One done `together` writes its results in the process that leads only."""
+    return lambda work: Stage(work.__name__, revision, work, together)
 
 
 def reset_peak_memory() -> None:
@@ -265,11 +274,11 @@ class Store:
         digest = canonical.digest(asked)
         artifact = Artifact(stage.name, digest, self.root / "stages" / stage.name / digest[:16])
         made = False
-        if not self._finished(artifact):
-            open_folder(artifact.folder)
-            with FileLock(artifact.folder / ".lock"):
-                if made := not self._finished(artifact):
+        if not distributed.told(self._finished(artifact)):
+            with self._locked(artifact):
+                if made := distributed.told(not self._finished(artifact)):
                     self._work(stage, artifact, asked, config, inputs, seed)
+                distributed.wait()
         self.report(stage.name, int(made), 0)
         return artifact
 
@@ -277,19 +286,33 @@ class Store:
     def _finished(artifact: Artifact) -> bool:
         return (artifact.folder / "done.json").exists()
 
+    @staticmethod
+    @contextlib.contextmanager
+    def _locked(artifact: Artifact) -> Iterator[None]:
+        """Holds the stage's lock; of processes that train together the first holds it for all."""
+        open_folder(artifact.folder)
+        with FileLock(artifact.folder / ".lock") if distributed.leads() else contextlib.nullcontext():
+            yield
+
     def _work(
         self, stage: Stage, artifact: Artifact, asked: dict, config: Any, inputs: tuple, seed: int | None
     ) -> None:
+        """The stage's work: by all processes or the first alone; the record is the first's."""
+        make_repeatable(self.machine)
+        workspace = Workspace(artifact.folder, lambda done, total: self.report(stage.name, done, total), self.machine)
+        arguments = {} if seed is None else {"seed": seed}
+        if not distributed.leads():
+            if stage.together:
+                stage.work(workspace, config, *inputs, **arguments)
+            return
         sweep(artifact.folder)
         attempts = _attempts(artifact.folder)
         execution_now = execution(self.machine, asked["config"])
         write_json(artifact.folder / "attempts.json", [*attempts, {"began": time.time(), **execution_now}])
         start = time.monotonic()
         reset_peak_memory()
-        make_repeatable(self.machine)
-        workspace = Workspace(artifact.folder, lambda done, total: self.report(stage.name, done, total), self.machine)
-        arguments = {} if seed is None else {"seed": seed}
-        stage.work(workspace, config, *inputs, **arguments)
+        with contextlib.nullcontext() if stage.together else distributed.apart():
+            stage.work(workspace, config, *inputs, **arguments)
         record = {
             **asked,
             "digest": artifact.digest,
@@ -303,7 +326,8 @@ class Store:
             "files": {p.name: checksum(p) for p in sorted(artifact.folder.iterdir()) if _is_result(p)},
         }
         write_json(artifact.folder / "done.json", record)
-        (artifact.folder / RESUME).unlink(missing_ok=True)
+        for name in (RESUME, BEST):
+            (artifact.folder / name).unlink(missing_ok=True)
 
 
 def _attempts(folder: Path) -> list[dict[str, Any]]:
@@ -317,4 +341,4 @@ def _attempts(folder: Path) -> list[dict[str, Any]]:
 
 
 def _is_result(path: Path) -> bool:
-    return path.is_file() and not path.name.startswith(".") and path.name not in ("attempts.json", RESUME)
+    return path.is_file() and not path.name.startswith(".") and path.name not in NO_RESULTS

@@ -92,8 +92,8 @@ class ContrastiveLoss(Protocol):
     ) -> Tensor: ...
 
 
-Encoder = Callable[[Tensor], Tensor]
-"""Images in [0, 1] -> [B, D] embeddings."""
+Encoder = Callable[..., Any]
+"""Images in [0, 1] -> [B, D] embeddings; or (x_vp, sigma) -> [B, D], for encoders of noisy images."""
 
 
 @runtime_checkable

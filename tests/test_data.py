@@ -14,9 +14,10 @@ import torch
 
 import gambeson
 from gambeson.data.augment import NonLeaking, PadCrop
-from gambeson.data.datasets import Digits, Split, largest_remainder
-from gambeson.data.mixture import Mixture, from_uint8, to_uint8
-from gambeson.data.synthetic import Chosen, StoreWriter, SyntheticStore
+from gambeson.data.compact import ByClass, compact
+from gambeson.data.datasets import Digits, ImageSet, Split, largest_remainder
+from gambeson.data.mixture import Mixture, check_synthetic, from_uint8, to_uint8
+from gambeson.data.synthetic import Chosen, StoreWriter, SyntheticStore, open_synthetic
 from gambeson.errors import EnvironmentFault, UserError
 
 
@@ -36,6 +37,7 @@ def test_digits_are_real_balanced_and_disjoint() -> None:
 def test_the_split_follows_its_seed_and_nothing_else() -> None:
     assert gambeson.load("digits").digest == gambeson.load("digits").digest
     assert gambeson.load("digits", split_seed=1).digest != gambeson.load("digits").digest
+    assert gambeson.load("digits").digest.startswith("f7b9425d2ea82b14")  # finished runs know it by this
 
 
 @pytest.mark.parametrize("bad", [{"train_images": 305}, {"train_images": 0}, {"validation_images": 1600}])
@@ -88,6 +90,163 @@ def test_real_images_come_without_replacement_and_depend_on_the_step_alone() -> 
 def test_fewer_images_than_a_batch_repeat_evenly() -> None:
     indices = Mixture(real_split(3), None, 0.7, 8, seed=0).real_indices(0)
     assert sorted(indices.bincount().tolist()) == [2, 3, 3]
+
+
+class Labelled(Source):
+    """A source that says its labels: 1 image of class 0, 2 of class 1, none of class 2, 47 of class 3."""
+
+    compact_labels = np.array([0, 1, 1, *[3] * 47], np.uint8)
+    shape = (1, 1, 1)
+
+
+def classes_of_four(sizes: tuple[int, ...] = (5, 3, 9, 7)) -> Split:
+    labels = torch.cat([torch.full((n,), k) for k, n in enumerate(sizes)])
+    labels = labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))]
+    return Split(torch.arange(float(len(labels))).reshape(-1, 1, 1, 1) / 255, labels)
+
+
+def test_batches_keep_their_bits() -> None:
+    """What the code before balanced sampling drew."""
+    places = Mixture(real_split(10), Source(), 0.7, 8, seed=3).places(5)
+    assert places.real.tolist() == BITS[0]
+    assert places.synthetic.tolist() == BITS[1]
+
+
+BITS = ([3, 5], [10, 6, 1, 41, 0, 40])
+
+
+def test_balanced_real_images_come_without_replacement_in_each_class() -> None:
+    real = classes_of_four()
+    mixture = Mixture(real, None, 0.0, 6, seed=2, balanced=True)
+    seen = torch.cat([mixture.real_indices(step) for step in range(140)])  # 840 draws: 210 of each class
+    labels = real.labels[seen]
+    for turn in range(0, 840, 4):
+        assert sorted(labels[turn : turn + 4].tolist()) == [0, 1, 2, 3]  # one of each class a round
+    assert len({tuple(labels[turn : turn + 4].tolist()) for turn in range(0, 840, 4)}) == 24  # in any order
+    for label, size in enumerate((5, 3, 9, 7)):
+        own = seen[labels == label]
+        passes = own[: len(own) // size * size].view(-1, size)
+        members = (real.labels == label).nonzero().flatten().tolist()
+        assert all(sorted(one.tolist()) == members for one in passes)
+        assert len({tuple(one.tolist()) for one in passes}) > 3  # each pass in an order of its own
+
+
+def test_a_balanced_batch_depends_on_seed_and_step_alone() -> None:
+    def mixture(seed: int = 1) -> Mixture:
+        return Mixture(classes_of_four(), Labelled(), 0.5, 8, seed, balanced=True)
+
+    straight = mixture()
+    for step in range(300):
+        straight.places(step)
+    for a, b in zip(mixture().batch(299), straight.batch(299), strict=True):
+        assert torch.equal(a, b)
+    assert not torch.equal(mixture(2).places(0).synthetic, mixture().places(0).synthetic)
+
+
+def test_balanced_synthetic_classes_are_equally_likely_and_empty_ones_left_out() -> None:
+    mixture = Mixture(real_split(), Labelled(), 1.0, 30, seed=1, balanced=True)
+    drawn = torch.cat([mixture.synthetic_indices(step) for step in range(200)])
+    shares = drawn.bincount(minlength=50) / len(drawn)
+    assert shares[0].item() == pytest.approx(1 / 3, abs=0.02)
+    assert shares[1:3].tolist() == pytest.approx([1 / 6] * 2, abs=0.02)
+    assert shares[3:].tolist() == pytest.approx([1 / 141] * 47, abs=0.005)
+
+
+def test_the_index_by_class_is_the_same_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    labels = np.array([2, 0, -1, 2, 5, 0, 2, 2, 5, -1, 0], np.int8)
+    expected = [1, 5, 10, 0, 3, 6, 7, 4, 8]
+    for chunk in (100, 4, 1):
+        monkeypatch.setattr("gambeson.data.compact.CHUNK", chunk)
+        found = ByClass.of(labels)
+        assert found.order.tolist() == expected
+        assert found.starts.tolist() == [0, 3, 7, 9]
+        assert found.order.dtype == np.uint32
+
+
+@pytest.mark.parametrize(
+    ("numbers", "kind"),
+    [
+        ([0, 255], np.uint8),
+        ([-1, 9], np.int8),
+        ([-1, 255], np.int16),
+        ([0, 256], np.int16),
+        ([0, 3 * 10**9], np.uint32),
+        ([-1, 3 * 10**9], np.int64),
+        ([], np.uint8),
+    ],
+)
+def test_numbers_take_the_smallest_type(numbers: list[int], kind: type) -> None:
+    found = compact(np.array(numbers, np.int64))
+    assert found.dtype == kind
+    assert found.tolist() == numbers
+
+
+def test_real_images_repeat_within_the_batch() -> None:
+    """IRGD: each real image that is drawn stands four times in the batch; a pass is as long as without."""
+    mixture = Mixture(real_split(10), Source(), 0.5, 16, seed=1, real_repeats=4)
+    for step in range(5):
+        drawn = mixture.real_indices(step)
+        assert sorted(drawn.bincount()[drawn.unique()].tolist()) == [4, 4]
+        assert torch.equal(drawn, drawn[:2].repeat(4))
+        assert mixture.batch(step)[0].shape[0] == 16
+    seen = torch.cat([mixture.real_indices(step)[:2] for step in range(5)])
+    assert sorted(seen.tolist()) == list(range(10))
+    balanced = Mixture(classes_of_four(), None, 0.0, 16, seed=1, balanced=True, real_repeats=4)
+    assert sorted(balanced.real.labels[balanced.real_indices(3)].tolist()) == sorted([0, 1, 2, 3] * 4)
+
+
+def test_places_are_what_the_batch_is_made_of() -> None:
+    store = Labelled()
+    mixture = Mixture(real_split(10), store, 0.5, 8, seed=4)
+    images, labels, synthetic = mixture.batch(2)
+    places = mixture.places(2)
+    assert torch.equal(images[~synthetic], mixture.real.images[places.real])
+    assert labels[synthetic].tolist() == store.read(places.synthetic.numpy())[1].tolist()
+    assert len(Mixture(real_split(10), None, 0.5, 8, seed=4).places(0).synthetic) == 0
+    assert len(Mixture(real_split(10), store, 1.0, 8, seed=4).places(0).real) == 0
+
+
+@pytest.mark.parametrize("balanced", [False, True])
+@pytest.mark.parametrize(("fraction", "size"), [(0.0, 50), (1.0, 50), (0.5, 101)])
+def test_fewer_images_than_a_batch_and_whole_fractions_work(balanced: bool, fraction: float, size: int) -> None:
+    mixture = Mixture(classes_of_four((1, 2, 1)), Labelled(), fraction, size, seed=0, balanced=balanced)
+    images, labels, synthetic = mixture.batch(7)
+    assert images.shape == (size, 1, 1, 1)
+    assert labels.shape == (size,)
+    assert int(synthetic.sum()) == round(fraction * size)
+
+
+def test_mixtures_that_cannot_be_are_refused() -> None:
+    real, empty = real_split(10), Split(torch.zeros(0, 1, 1, 1), torch.zeros(0, dtype=torch.int64))
+    with pytest.raises(UserError, match=r"divisor of the 3 real images.*a fraction of 0\.5 fits"):
+        Mixture(real, Source(), 0.6, 8, 0, real_repeats=4)
+    with pytest.raises(UserError, match="fraction: expected a share"):
+        Mixture(real, Source(), 1.1, 8, 0)
+    with pytest.raises(UserError, match=r"fraction: expected 1\.0 where there is no real"):
+        Mixture(empty, Source(), 0.5, 8, 0)
+    assert len(Mixture(empty, Source(), 1.0, 8, 0).batch(0)[0]) == 8
+    with pytest.raises(UserError, match="none of class 1"):
+        Mixture(classes_of_four((3, 0, 2)), None, 0.0, 4, 0, balanced=True).batch(0)
+    with pytest.raises(UserError, match="says all its labels"):
+        Mixture(real, Source(), 0.5, 8, 0, balanced=True).batch(0)
+
+
+def images_of(size: int = 1, classes: int = 4) -> ImageSet:
+    part = Split(torch.zeros(classes, 1, size, size), torch.arange(classes))
+    names = tuple("abcdefgh"[:classes])
+    return ImageSet(name="letters", train=part, validation=part, test=part, class_names=names, flip_safe=False)
+
+
+def test_synthetic_images_that_do_not_fit_are_refused_before_one_is_read() -> None:
+    source = Labelled()
+    check_synthetic(source, images_of())
+    with pytest.raises(UserError, match="expected 2 x 2 pixels of 1 channels, as letters has, got 1 x 1"):
+        check_synthetic(source, images_of(size=2))
+    with pytest.raises(UserError, match="expected 0 to 2 for the 3 classes of letters, got up to 3"):
+        check_synthetic(source, images_of(classes=3))
+    source.compact_labels = np.array([0, -1], np.int8)
+    with pytest.raises(UserError, match=r"got -1, .*without a class; let a teacher"):
+        check_synthetic(source, images_of())
 
 
 def test_pixels_round_trip() -> None:
@@ -290,6 +449,45 @@ def test_a_selection_points_to_its_store_and_moves_with_it(tmp_path: Path) -> No
     images, labels = chosen.read(np.array([1, 0, 0]))
     assert np.array_equal(images, SyntheticStore.open(tmp_path / "new/s").read(np.array([1, 5, 5]))[0])
     assert labels.tolist() == [8, 7, 7]
+
+
+def test_labels_are_small_in_memory_and_whole_outside(tmp_path: Path) -> None:
+    store = write_store(tmp_path / "s", [0, 1, 2, 3, 4])
+    assert store.compact_labels.dtype == np.uint8
+    assert store.labels.dtype == np.int64
+    assert store.read(np.array([3]))[1].dtype == np.int64
+    Chosen.write(tmp_path / "chosen.parquet", store, np.array([5, 1]), np.array([-1, 300]))
+    chosen = Chosen.open(tmp_path / "chosen.parquet")
+    assert chosen.positions.dtype == np.uint8
+    assert chosen.compact_labels.dtype == np.int16
+    assert chosen.read(np.array([1, 0]))[1].tolist() == [300, -1]
+    assert chosen.labels.tolist() == [-1, 300]
+    assert chosen.shape == store.shape == (2, 2, 1)
+
+
+def test_synthetic_images_are_found_in_every_folder_that_has_them(tmp_path: Path) -> None:
+    store = write_store(tmp_path / "stage/images", [0, 1, 2, 3, 4])
+    assert len(open_synthetic(tmp_path / "stage")) == len(open_synthetic(tmp_path / "stage/images")) == 23
+    Chosen.write(tmp_path / "stage/chosen.parquet", store, np.array([5, 1]), np.array([1, 0]))
+    assert len(open_synthetic(tmp_path / "stage")) == len(open_synthetic(tmp_path / "stage/chosen.parquet")) == 2
+    Chosen.write_all(tmp_path / "all.parquet", store)
+    everything = open_synthetic(tmp_path / "all.parquet")
+    for ours, theirs in zip(everything.read(np.arange(23)), store.read(np.arange(23)), strict=True):
+        assert np.array_equal(ours, theirs)
+    with pytest.raises(UserError, match="nothing there"):
+        open_synthetic(tmp_path / "nowhere")
+    (tmp_path / "set.npz").write_bytes(b"")
+    with pytest.raises(UserError, match="import_images"):
+        open_synthetic(tmp_path / "set.npz")
+
+
+def test_a_stores_digest_is_its_content(tmp_path: Path) -> None:
+    first = write_store(tmp_path / "a", [0, 1, 2, 3, 4]).digest
+    assert write_store(tmp_path / "b", [4, 3, 2, 1, 0]).digest == first
+    writer = StoreWriter(root=tmp_path / "c", blocks=1, blocks_per_shard=2)
+    writer.put(0, *block(0))
+    writer.finish({})
+    assert SyntheticStore.open(tmp_path / "c").digest != first
 
 
 def run_limited(code: str, folder: Path) -> subprocess.CompletedProcess[str]:

@@ -10,9 +10,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from gambeson.randomness import image_keys, uniform
-from gambeson.robustness import attacks, checks, losses
+from gambeson.robustness import attack_losses, attacks, checks, losses, objectives
+from gambeson.robustness.attack_losses import DLR, CrossEntropy, Margin, TargetedDLR
 from gambeson.robustness.attacks import APGD, FGSM, PGD, TargetedAPGD, attack_input_checks, checkpoints, robust_after
-from gambeson.robustness.losses import DLR, TRADES, CrossEntropy, Margin, PGDAdversarial, Plain, TargetedDLR
+from gambeson.robustness.losses import TRADES, PGDAdversarial, Plain
 from gambeson.threat import ThreatModel
 
 LINF, L2 = ThreatModel(epsilon=0.1), ThreatModel(norm="l2", epsilon=0.6)
@@ -356,7 +357,7 @@ def test_frozen_puts_every_flag_back():
     model[0].bias.requires_grad_(False)
 
     def inside():
-        with losses.frozen(model):
+        with attack_losses.frozen(model):
             assert not any(m.training for m in model.modules())
             assert not any(p.requires_grad for p in model.parameters())
             raise KeyError
@@ -535,7 +536,7 @@ def test_trades_golden(golden_trades, smoothing, monkeypatch):
         double([0.5156862745098039, 0.6600709511531211, 0.7460119143915929, 0.8269069252524112]),
     )
     close(losses.kl_divergence(model(x), model(points[-1])).detach(), double(TRADES_KL))
-    monkeypatch.setattr(losses, "_start", lambda *_: start)
+    monkeypatch.setattr(objectives, "random_start", lambda *_: start)
     close(loss(model, x, y).detach(), double(TRADES_TOTAL[smoothing]))
 
 

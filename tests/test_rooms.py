@@ -11,7 +11,7 @@ import pytest
 HOUSE = Path(__file__).parent.parent / "gambeson"
 FLOORS = [
     ["errors", "options", "types"],
-    ["canonical", "processes", "randomness", "schedules", "threat"],
+    ["canonical", "distributed", "processes", "randomness", "schedules", "threat"],
     ["store"],
     ["files"],
     ["overrides"],
@@ -29,7 +29,7 @@ FLOORS = [
     ["run"],
     ["report"],
     ["screen"],
-    ["commands"],
+    ["commands", "train"],
     ["cli"],
     ["__main__"],
 ]

@@ -18,14 +18,14 @@ from gambeson.models.denoiser import EDM, VP, load_denoiser
 from gambeson.models.files import load_tensors, save_tensors
 from gambeson.models.resnet import ResNetSpec
 from gambeson.models.unet import UNetSpec
-from gambeson.randomness import generator
+from gambeson.randomness import generator, seeded
 from gambeson.robustness.losses import TRADES, Plain
 from gambeson.store import Store, Workspace
 from gambeson.threat import ThreatModel
 from gambeson.training import loop
 from gambeson.training.classifier import ClassifierTraining, train_classifier
 from gambeson.training.diffusion import DenoiserTraining, mean_loss, train_denoiser
-from gambeson.training.loop import Optimisation, TrainingState, drawing_from, fit
+from gambeson.training.loop import Optimisation, TrainingState, fit
 
 THREAT = ThreatModel(epsilon=0.15)
 SHORT = Optimisation(steps=12, batch_size=16, learning_rate=0.1)
@@ -71,11 +71,10 @@ def test_the_average_follows_its_formula_and_counts_batches() -> None:
     state = TrainingState.start(nn.BatchNorm1d(1), Optimisation())
     expected = 1.0
     for t in (1, 2, 3):
-        state.step = t
         with torch.no_grad():
             state.model.weight.fill_(float(t))  # type: ignore[union-attr, operator]
             state.model.num_batches_tracked.fill_(t)  # type: ignore[union-attr, operator]
-        state.average(0.9)
+        state.average(Optimisation(average=0.9).averaging(t))
         decay = min(0.9, (1 + t) / (10 + t))
         expected = decay * expected + (1 - decay) * t
     assert state.averaged.weight.item() == pytest.approx(expected)  # type: ignore[union-attr, operator]
@@ -364,7 +363,7 @@ def test_dropout_belongs_to_the_seed_and_the_step(world: ImageSet, tmp_path: Pat
     assert not torch.equal(found[0], weights(replace(spec, network=UNetSpec(width=8)), world, tmp_path))
     drawn = []
     for seed in (5, 5, 6):
-        with drawing_from(seed, torch.device("cpu")):
+        with seeded(seed):
             drawn.append(torch.rand(3))
     assert torch.equal(drawn[0], drawn[1])
     assert not torch.equal(drawn[0], drawn[2])

@@ -1,5 +1,5 @@
 """Data: the doors that images come through, augmentation, the synthetic store and the real + synthetic mixture."""
 
-from gambeson.data.datasets import Digits, ImageSet, Split, load
+from gambeson.data.datasets import Cifar10, Data, Digits, ImageFolder, ImageSet, NpzImages, Split, door, load
 
-__all__ = ["Digits", "ImageSet", "Split", "load"]
+__all__ = ["Cifar10", "Data", "Digits", "ImageFolder", "ImageSet", "NpzImages", "Split", "door", "load"]

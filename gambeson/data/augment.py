@@ -36,13 +36,10 @@ class PadCrop:
 
 
 def _shift(images: Images, padding: int, generator: Generator) -> Images:
-    b, c, h, w = images.shape
+    b, _, h, w = images.shape
     top, left = torch.randint(0, 2 * padding + 1, (2, b), generator=generator).to(images.device)
-    rows = (top[:, None] + torch.arange(h, device=images.device))[:, None, :, None]
-    columns = (left[:, None] + torch.arange(w, device=images.device))[:, None, None, :]
-    image = torch.arange(b, device=images.device)[:, None, None, None]
-    channel = torch.arange(c, device=images.device)[None, :, None, None]
-    return F.pad(images, [padding] * 4)[image, channel, rows, columns]
+    windows = F.pad(images, [padding] * 4).unfold(2, h, 1).unfold(3, w, 1)  # a view of every crop there is
+    return windows[torch.arange(b, device=images.device), :, top, left]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,54 +1,24 @@
-"""The doors: a name becomes an ImageSet with train, validation and test parts, images float NCHW in [0, 1]."""
+"""The doors: a name or a path becomes an ImageSet with train, validation and test, images float NCHW in [0, 1]."""
 
 from __future__ import annotations
 
-import hashlib
+import dataclasses
 from dataclasses import dataclass
-from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from gambeson.data.cifar import Cifar10
+from gambeson.data.folder import ImageFolder
+from gambeson.data.imageset import ImageSet, Split, largest_remainder
+from gambeson.data.npz import NpzImages
 from gambeson.errors import UserError, unknown
 from gambeson.randomness import derive
-from gambeson.types import Images, Labels
 
-
-@dataclass(frozen=True)
-class Split:
-    """Images [N, C, H, W] float32 in [0, 1] and labels [N] int64."""
-
-    images: Images
-    labels: Labels
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ImageSet:
-    """A labelled image set. `test` is read by evaluation only; `flip_safe`: a mirrored image keeps its class."""
-
-    name: str
-    train: Split
-    validation: Split
-    test: Split
-    class_names: tuple[str, ...]
-    flip_safe: bool
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """(channels, height, width) of one image."""
-        return tuple(self.train.images.shape[1:])  # type: ignore[return-value]
-
-    @cached_property
-    def digest(self) -> str:
-        """SHA-256 over pixels, labels and split: what makes two data sets the same input of a stage."""
-        state = hashlib.sha256(repr((self.class_names, self.flip_safe, self.shape)).encode())
-        for part in (self.train, self.validation, self.test):
-            state.update(part.images.numpy().tobytes() + b"|" + part.labels.numpy().tobytes())
-        return state.hexdigest()
+__all__ = ["Cifar10", "Data", "Digits", "ImageFolder", "ImageSet", "NpzImages", "Split", "door", "largest_remainder"]
+__all__ += ["load"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,19 +66,44 @@ def _split(labels: np.ndarray, train: int, validation: int, seed: int) -> tuple[
     return np.sort(chosen), np.sort(held), np.sort(rest)
 
 
-def largest_remainder(weights: np.ndarray, total: int) -> np.ndarray:
-    """`total` split into whole numbers in proportion to `weights`, the largest remainders rounded up."""
-    exact = weights / weights.sum() * total
-    whole = np.floor(exact).astype(int)
-    whole[np.argsort(whole - exact, kind="stable")[: total - whole.sum()]] += 1
-    return whole
+Data = Digits | Cifar10 | NpzImages | ImageFolder
+"""Every door, as the type of a recipe's field."""
+DOORS: dict[str, Data] = {
+    "digits": Digits(),
+    "cifar10": Cifar10(),
+    "cifar10-16": Cifar10(side=16, train_images=1000),
+}
+"""Data sets that have a name, and the door that it stands for."""
 
 
-DOORS = {"digits": Digits}
+def door(name_or_path: str, **options: Any) -> Data:
+    """The door that a name, a folder or an .npz file stands for, with options for its fields; nothing is loaded.
+
+    Raises UserError for a name or path that is none of them, and for an option that the door does not have.
+    """
+    found = DOORS.get(name_or_path) or _by_path(name_or_path)
+    names = [field.name for field in dataclasses.fields(found) if field.name != "path"]
+    for option in options:
+        if option not in names:
+            raise unknown(f"option of {type(found).__name__}", option, names)
+    return dataclasses.replace(found, **options)
 
 
-def load(name_or_path: str, **options: int) -> ImageSet:
-    """An image set by name; options are the fields of its door. Raises UserError for an unknown name."""
-    if name_or_path not in DOORS:
-        raise unknown("data set", name_or_path, list(DOORS))
-    return DOORS[name_or_path](**options).load()
+def _by_path(place: str) -> Data:
+    path = Path(place)
+    if (path / "store.json").is_file():
+        raise UserError(f"data: expected real images, got {place}, a store of synthetic ones (--synthetic takes it)")
+    if path.is_dir():
+        return ImageFolder(path=place)
+    if path.is_file() and path.suffix == ".npz":
+        return NpzImages(path=place)
+    if path.exists():
+        raise UserError(
+            f"data: expected {', '.join(DOORS)}, a folder with a folder for each class, or an .npz file, got {place}"
+        )
+    raise unknown("data set (or folder, or .npz file)", place, list(DOORS))
+
+
+def load(name_or_path: str, **options: Any) -> ImageSet:
+    """An image set by name, folder or .npz file; options are the fields of its door. UserError as `door`."""
+    return door(name_or_path, **options).load()

@@ -6,15 +6,18 @@ A batch depends on (seed, step) alone, so a resumed training needs no data posit
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from gambeson.data.datasets import Split
+from gambeson.data.compact import ByClass
+from gambeson.data.imageset import ImageSet, Split
+from gambeson.errors import UserError, require
 from gambeson.randomness import generator
+from gambeson.types import Images, Labels
 
 
 @runtime_checkable
@@ -28,50 +31,211 @@ class SyntheticSource(Protocol):
         ...
 
 
+@runtime_checkable
+class LabelledSource(SyntheticSource, Protocol):
+    """A source that can say all its labels, and what its images are, without reading one."""
+
+    @property
+    def compact_labels(self) -> np.ndarray:
+        """[N], in the smallest integer type that holds them; -1: generated without a class."""
+        ...
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(height, width, channels) of one image."""
+        ...
+
+
+@dataclass(frozen=True)
+class Places:
+    """What a batch is made of, in its order: positions int64 in the real and in the synthetic images."""
+
+    real: Tensor
+    synthetic: Tensor
+
+
 @lru_cache(maxsize=4)
 def _permutation(seed: int, epoch: int, size: int) -> Tensor:
     return torch.randperm(size, generator=generator(seed, "real order", epoch))
 
 
+ROUNDS = 256
+"""Rounds through the classes whose order is drawn at once."""
+
+
+@lru_cache(maxsize=4)
+def _class_order(seed: int, group: int, classes: int) -> Tensor:
+    """[ROUNDS * classes]: the classes, in a fresh order each round."""
+    return torch.rand(ROUNDS, classes, generator=generator(seed, "class order", group)).argsort(1).flatten()
+
+
+@lru_cache(maxsize=4096)
+def _class_permutation(seed: int, label: int, epoch: int, size: int) -> Tensor:
+    return torch.randperm(size, generator=generator(seed, "real order of a class", label, epoch))
+
+
 @dataclass(frozen=True)
 class Mixture:
-    """`batch_size` images of which round(fraction * batch_size) are synthetic (CDP eq. 3 with a fixed fraction)."""
+    """`batch_size` images of which round(fraction * batch_size) are synthetic (CDP eq. 3 with a fixed fraction).
+
+    `balanced`: every class is equally likely, in the real and the synthetic part; synthetic classes without an image
+    are left out. `real_repeats`: each real image that is drawn stands so often in the batch, for that many
+    augmentations of it (IRGD's JAX code: 4).
+    """
 
     real: Split
     synthetic: SyntheticSource | None
     fraction: float
     batch_size: int
     seed: int
+    balanced: bool = False
+    real_repeats: int = 1
+
+    def __post_init__(self) -> None:
+        require(0 <= self.fraction <= 1, "fraction", "a share of synthetic images from 0 to 1", self.fraction)
+        require(self.batch_size >= 1, "batch_size", "at least 1", self.batch_size)
+        require(self.real_repeats >= 1, "real_repeats", "at least 1", self.real_repeats)
+        if self.real_per_batch % self.real_repeats:
+            raise UserError(
+                f"real_repeats: expected a divisor of the {self.real_per_batch} real images of a batch of "
+                f"{self.batch_size} at fraction {self.fraction}, got {self.real_repeats}; {self._near()} fits"
+            )
+        if self.real_per_batch and not len(self.real):
+            raise UserError("fraction: expected 1.0 where there is no real image, got a batch that needs some")
+        if self.synthetic_per_batch and not len(self.synthetic or ()):
+            raise UserError("synthetic: expected at least one image, got an empty source; fraction 0 does without")
+
+    def _near(self) -> str:
+        """The fraction next to the one asked for that leaves whole repeats."""
+        kept = round(self.real_per_batch / self.real_repeats) * self.real_repeats
+        kept = kept if kept <= self.batch_size else kept - self.real_repeats
+        return f"a fraction of {1 - kept / self.batch_size:.6g}"
 
     @property
     def synthetic_per_batch(self) -> int:
         """Synthetic images in every batch; 0 without a synthetic source."""
         return round(self.fraction * self.batch_size) if self.synthetic is not None else 0
 
-    def real_indices(self, step: int) -> Tensor:
-        """Positions in `real` for this step: consecutive pieces of one random permutation per pass."""
-        each, size = self.batch_size - self.synthetic_per_batch, len(self.real)
-        places = torch.arange(step * each, (step + 1) * each)
-        passes = places // size
-        return torch.cat([_permutation(self.seed, int(p), size)[places[passes == p] % size] for p in passes.unique()])
+    @property
+    def real_per_batch(self) -> int:
+        """Real images in every batch, repeats counted."""
+        return self.batch_size - self.synthetic_per_batch
 
-    def batch(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
+    def places(self, step: int) -> Places:
+        """Where the images of this step's batch come from; the real ones stand first."""
+        return Places(self.real_indices(step), self.synthetic_indices(step))
+
+    def real_indices(self, step: int) -> Tensor:
+        """Positions in `real` for this step: consecutive pieces of one random permutation per pass.
+
+        Balanced: one image of each class a round, each class through permutations of its own.
+        """
+        each = self.real_per_batch // self.real_repeats
+        turns = torch.arange(step * each, (step + 1) * each)
+        return (self._balanced(turns) if self.balanced else self._natural(turns)).repeat(self.real_repeats)
+
+    def _natural(self, turns: Tensor) -> Tensor:
+        size = max(len(self.real), 1)
+        passes = turns // size
+        found = [_permutation(self.seed, int(p), size)[turns[passes == p] % size] for p in passes.unique()]
+        return torch.cat(found) if found else turns
+
+    def _balanced(self, turns: Tensor) -> Tensor:
+        """Turn t is in round t // K, whose class order is drawn; a class gives its next image in every round."""
+        if not len(turns):
+            return turns
+        classes = len(self._real_classes)
+        group, inside = turns // (ROUNDS * classes), turns % (ROUNDS * classes)
+        labels = torch.cat([_class_order(self.seed, int(g), classes)[inside[group == g]] for g in group.unique()])
+        found, rounds = torch.empty_like(turns), turns // classes
+        for label in labels.unique().tolist():
+            here = labels == label
+            found[here] = self._of_class(label, rounds[here])
+        return found
+
+    def _of_class(self, label: int, rounds: Tensor) -> Tensor:
+        """Positions of the images that a class gives in these rounds."""
+        members = self._real_classes[label]
+        passes, inside = rounds // len(members), rounds % len(members)
+        found = torch.empty_like(rounds)
+        for p in passes.unique().tolist():
+            order = _class_permutation(self.seed, label, p, len(members))
+            found[passes == p] = members[order[inside[passes == p]]]
+        return found
+
+    @cached_property
+    def _real_classes(self) -> list[Tensor]:
+        """Positions of each class. UserError for a class without an image."""
+        counts = self.real.labels.bincount()
+        empty = (counts == 0).nonzero().flatten().tolist()
+        if empty:
+            raise UserError(
+                f"balanced: expected real images of each of the {len(counts)} classes, got none of class "
+                f"{', '.join(map(str, empty[:10]))}; add some, number the classes without gaps, or use balanced=False"
+            )
+        return list(self.real.labels.argsort(stable=True).split(counts.tolist()))
+
+    def synthetic_indices(self, step: int) -> Tensor:
+        """Positions in `synthetic` for this step, drawn independently."""
+        if self.synthetic is None or not self.synthetic_per_batch:
+            return torch.empty(0, dtype=torch.int64)
+        draw, count = generator(self.seed, "synthetic draw", step), self.synthetic_per_batch
+        if self.balanced:
+            return torch.from_numpy(self._synthetic_classes.draw(count, draw))
+        return torch.randint(len(self.synthetic), (count,), generator=draw)
+
+    @cached_property
+    def _synthetic_classes(self) -> ByClass:
+        """Where the images of each class lie; made only when a balanced batch asks."""
+        if not isinstance(self.synthetic, LabelledSource):
+            raise UserError(
+                "balanced: expected a synthetic source that says all its labels (a store, a selection), got "
+                f"{type(self.synthetic).__name__}"
+            )
+        return ByClass.of(self.synthetic.compact_labels)
+
+    def batch(self, step: int) -> tuple[Images, Labels, Tensor]:
         """Images [B, C, H, W] in [0, 1], labels [B], and which are synthetic (bool [B]; the real ones stand first)."""
-        images, labels = [], []
-        if self.synthetic_per_batch < self.batch_size:
-            chosen = self.real_indices(step)
-            images, labels = [self.real.images[chosen]], [self.real.labels[chosen]]
-        if self.synthetic is not None and self.synthetic_per_batch:
-            draw = generator(self.seed, "synthetic draw", step)
-            places = torch.randint(len(self.synthetic), (self.synthetic_per_batch,), generator=draw)
-            pixels, classes = self.synthetic.read(places.numpy())
+        places, images, labels = self.places(step), [], []
+        if len(places.real):
+            images, labels = [self.real.images[places.real]], [self.real.labels[places.real]]
+        if self.synthetic is not None and len(places.synthetic):
+            pixels, classes = self.synthetic.read(places.synthetic.numpy())
             images.append(from_uint8(pixels))
             labels.append(torch.from_numpy(classes))
-        synthetic = torch.arange(self.batch_size) >= self.batch_size - self.synthetic_per_batch
+        synthetic = torch.arange(self.batch_size) >= self.real_per_batch
         return torch.cat(images), torch.cat(labels), synthetic
 
 
-def from_uint8(pixels: np.ndarray) -> Tensor:
+def check_synthetic(source: LabelledSource, real: ImageSet) -> None:
+    """UserError where synthetic images cannot stand beside the real ones: other size or channels, labels outside.
+
+    Reads every label and no image.
+    """
+    channels, height, width = real.shape
+    if source.shape != (height, width, channels):
+        raise UserError(
+            f"synthetic images: expected {height} x {width} pixels of {channels} channels, as {real.name} has, got "
+            f"{source.shape[0]} x {source.shape[1]} of {source.shape[2]}; take another set, or load the real images at "
+            "that size"
+        )
+    if not len(source):
+        raise UserError("synthetic images: expected at least one, got an empty set; generate or import some")
+    low, high = int(source.compact_labels.min()), int(source.compact_labels.max())
+    classes = len(real.class_names)
+    if low < 0:
+        raise UserError(
+            f"synthetic labels: expected 0 to {classes - 1}, got {low}, which stands for images generated without a "
+            "class; let a teacher label them first (labeling.by ByTeacher, `gambeson label`)"
+        )
+    if high >= classes:
+        raise UserError(
+            f"synthetic labels: expected 0 to {classes - 1} for the {classes} classes of {real.name}, got up to "
+            f"{high}; the set was made for more classes: take the one made for these, or the real set it was made for"
+        )
+
+
+def from_uint8(pixels: np.ndarray) -> Images:
     """uint8 NHWC -> float32 NCHW in [0, 1]."""
     return torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))).float() / 255
 

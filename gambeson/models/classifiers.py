@@ -2,40 +2,62 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from torch import Tensor
 
 from gambeson.errors import UserError, unknown
+from gambeson.models.cifar_resnet import CifarResNetSpec
 from gambeson.models.files import load_tensors, load_weights
+from gambeson.models.network import ClassifierNetwork, ClassifierSpec
 from gambeson.models.noise_conditioned import NoiseConditionedClassifier, NoiseConditionedSpec
-from gambeson.models.resnet import ResNetSpec, SmallResNet
-from gambeson.models.wideresnet import WideResNet, WideResNetSpec
+from gambeson.models.preact_resnet import PreActResNetSpec
+from gambeson.models.resnet import ResNetSpec
+from gambeson.models.timm_model import TimmSpec
+from gambeson.models.wideresnet import WideResNetSpec
 
-Spec = ResNetSpec | WideResNetSpec | NoiseConditionedSpec
-CleanClassifier = SmallResNet | WideResNet
+Spec = ResNetSpec | WideResNetSpec | PreActResNetSpec | CifarResNetSpec | TimmSpec | NoiseConditionedSpec
+CleanClassifier = ClassifierNetwork
 """Networks that are a `Classifier`: images in [0, 1] -> logits."""
+Model = TypeVar("Model", bound=ClassifierNetwork | NoiseConditionedClassifier)
 
-_SPECS: dict[str, type[Spec]] = {s.__name__: s for s in (ResNetSpec, WideResNetSpec, NoiseConditionedSpec)}
+_KINDS = (ResNetSpec, WideResNetSpec, PreActResNetSpec, CifarResNetSpec, TimmSpec, NoiseConditionedSpec)
+_SPECS: dict[str, type[Spec]] = {kind.__name__: kind for kind in _KINDS}
+_MARKS = {
+    "layers.0.norm1.weight": "SmallResNet",
+    "init_conv.weight": "WideResNet",
+    "conv_2d.weight": "PreActResNet",
+    "layer1.0.conv1.weight": "CifarResNet",
+    "noise.0.weight": "NoiseConditionedClassifier",
+}
+"""A weight that only this network has -> its class."""
 
 
 def classifier_header(
-    model: CleanClassifier | NoiseConditionedClassifier, shape: tuple[int, int, int] | None = None
+    model: ClassifierNetwork | NoiseConditionedClassifier, shape: tuple[int, int, int] | None = None
 ) -> dict[str, Any]:
     """What is needed besides the weights to build this classifier again.
 
     shape: (channels, height, width) of the images it was trained on. The networks average over the pixels and take any
     size, so nothing else would tell that they are given images of another.
     """
-    network = {"class": type(model.spec).__name__, **asdict(model.spec)}
-    header = {"kind": "classifier", "network": network, "channels": model.channels, "classes": model.classes}
+    header = {
+        "kind": "classifier",
+        "network": {"class": type(model.spec).__name__, **asdict(model.spec)},
+        "channels": model.channels,
+        "classes": model.classes,
+    }
     return header if shape is None else {**header, "shape": list(shape)}
 
 
-def load_classifier(path: Path) -> CleanClassifier:
+def load_classifier(path: Path, spec: ClassifierSpec | None = None) -> ClassifierNetwork:
     """A classifier of clean images from its safetensors file, frozen, in eval mode.
 
-    Raises UserError for the file of something else, a noise-conditioned classifier included (`load_encoder`).
+    Raises UserError for the file of something else, a noise-conditioned classifier included (`load_encoder`), and, with
+    `spec`, for a network of another architecture, naming both.
     """
     model = load_encoder(path)
     if isinstance(model, NoiseConditionedClassifier):
@@ -43,10 +65,17 @@ def load_classifier(path: Path) -> CleanClassifier:
             f"{path}: expected a classifier of images in [0, 1], got a noise-conditioned one, which has to be told a "
             "noise level. It serves as an encoder for guidance only"
         )
+    if spec is not None and model.spec != spec:
+        raise UserError(
+            f"{path}: expected the weights of {spec}, got those of {model.spec}; give the architecture that they were "
+            "trained with, or train this one"
+        )
     return model
 
 
-def load_encoder(path: Path, shape: tuple[int, int, int] | None = None) -> CleanClassifier | NoiseConditionedClassifier:
+def load_encoder(
+    path: Path, shape: tuple[int, int, int] | None = None
+) -> ClassifierNetwork | NoiseConditionedClassifier:
     """Any classifier from its safetensors file, frozen, in eval mode.
 
     Raises UserError for the file of something else and, with `shape`, for a classifier of images of another one (files
@@ -61,17 +90,50 @@ def load_encoder(path: Path, shape: tuple[int, int, int] | None = None) -> Clean
             f"{path}: expected a classifier of images of shape {tuple(shape)}, got one that was trained on {made_for}; "
             "train or choose one for images of this size"
         )
-    model = _spec_of(header["network"]).build(header["channels"], header["classes"])
-    load_weights(model, tensors, str(path))
+    model = unfilled(spec_of(header["network"], str(path)), header["channels"], header["classes"])
+    return filled(model, tensors, str(path))
+
+
+def unfilled(spec: Spec, channels: int, classes: int) -> ClassifierNetwork | NoiseConditionedClassifier:
+    """The network of a spec, its weights to be replaced: pretrained ones are not downloaded first."""
+    if not isinstance(spec, TimmSpec):
+        return spec.build(channels, classes)
+    model = replace(spec, pretrained=False).build(channels, classes)
+    model.spec = spec
+    return model
+
+
+def filled(model: Model, tensors: Mapping[str, Tensor], source: str) -> Model:
+    """The network with these weights, frozen, in eval mode.
+
+    Raises UserError for weights of another architecture, naming both, and for those of other sizes than the spec's.
+    """
+    found = next((network for mark, network in _MARKS.items() if mark in tensors), None)
+    if found not in (None, type(model).__name__):
+        raise UserError(f"{source}: expected the weights of a {type(model).__name__} ({model.spec}), got a {found}'s")
+    try:
+        load_weights(model, dict(tensors), source)
+    except ValueError as error:
+        raise UserError(
+            f"{error}. They were asked for with {model.spec}, {model.channels} channels and {model.classes} classes"
+        ) from error
     return model.eval().requires_grad_(False)
 
 
-def _spec_of(network: dict[str, Any]) -> Spec:
-    """The spec that a header describes; the first files named no class, and were all small residual networks."""
+def spec_of(network: Mapping[str, Any], source: str = "classifier") -> Spec:
+    """The spec that a header describes; the first files named no class, and were all small residual networks.
+
+    Raises UserError for an architecture, or a field of one, that this version does not have.
+    """
     fields: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in network.items()
     }
     name = fields.pop("class", "ResNetSpec")
     if name not in _SPECS:
         raise unknown("classifier network", name, _SPECS)
-    return _SPECS[name](**fields)
+    try:
+        return _SPECS[name](**fields)
+    except TypeError as error:
+        raise UserError(
+            f"{source}: expected the fields of {name} in this version of gambeson, got {', '.join(fields)} ({error})"
+        ) from error

@@ -15,11 +15,12 @@ from gambeson.errors import EnvironmentFault
 from gambeson.store import atomic
 
 
-def save_tensors(path: Path, tensors: Mapping[str, Tensor], header: dict[str, Any]) -> None:
-    """Writes tensors and a JSON header, atomically."""
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], header: dict[str, Any] | None) -> None:
+    """Writes tensors and a JSON header, atomically; without one as other libraries do (metadata `format`: `pt`)."""
+    metadata = {"format": "pt"} if header is None else {"gambeson": json.dumps(header, sort_keys=True)}
     # not by save_file: it goes through a temporary file of its own, which a kill leaves behind and only we may read
     with atomic(path) as temporary:
-        temporary.write_bytes(save(_unshared(tensors), metadata={"gambeson": json.dumps(header, sort_keys=True)}))
+        temporary.write_bytes(save(_unshared(tensors), metadata=metadata))
 
 
 def _unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

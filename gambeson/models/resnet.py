@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gambeson.errors import UserError
+from gambeson.models.network import ClassifierNetwork
 from gambeson.randomness import seeded
-from gambeson.types import Features, Images, Logits
+from gambeson.types import Features, Images
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,8 +49,10 @@ class Block(nn.Module):
         return skip + self.conv2(F.silu(self.norm2(self.conv1(h))))
 
 
-class SmallResNet(nn.Module):
+class SmallResNet(ClassifierNetwork):
     """Images [B, C, H, W] in [0, 1] -> logits [B, classes]; `features` is the penultimate layer."""
+
+    spec: ResNetSpec
 
     def __init__(self, spec: ResNetSpec, channels: int, classes: int) -> None:
         super().__init__()
@@ -71,5 +74,12 @@ class SmallResNet(nn.Module):
         x = self.layers(self.enter(images * 2 - 1))
         return F.silu(self.norm(x)).mean(dim=(2, 3))
 
-    def forward(self, images: Images) -> Logits:
-        return self.head(self.features(images))
+    @property
+    def logits(self) -> nn.Linear:  # pyright: ignore[reportIncompatibleVariableOverride] files call this layer `head`
+        """The last layer."""
+        return self.head
+
+    @property
+    def normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Pixels are taken to [-1, 1]."""
+        return (0.5,), (0.5,)

@@ -8,23 +8,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gambeson.errors import require
+from gambeson.models.network import (
+    CIFAR_MEAN,
+    CIFAR_STD,
+    Activation,
+    ClassifierNetwork,
+    Normalise,
+    activate,
+    check_activation,
+    check_normalisation,
+)
 from gambeson.models.shapes import check_sides
 from gambeson.randomness import seeded
-from gambeson.types import Features, Images, Logits
-
-Activation = Literal["silu", "relu"]
-
-CIFAR_MEAN = (0.4914, 0.4822, 0.4465)
-"""Mean of CIFAR-10's red, green and blue, pixels in [0, 1]: what the zoo's networks take off."""
-CIFAR_STD = (0.2471, 0.2435, 0.2616)
-"""Their standard deviations, what the zoo's networks divide by."""
+from gambeson.types import Features, Images
 
 _WRAPPERS = ("model_state_dict", "state_dict", "model")
 _PREFIXES = ("module.", "model.", "0.", "1.")
@@ -43,9 +45,8 @@ class WideResNetSpec:
     def __post_init__(self) -> None:
         require(self.depth >= 10 and self.depth % 6 == 4, "WideResNet depth", "10, 16, 22, 28, ...", self.depth)
         require(self.width >= 1, "WideResNet width", "at least 1", self.width)
-        require(self.activation in ("silu", "relu"), "WideResNet activation", "'silu' or 'relu'", self.activation)
-        require(len(self.mean) == len(self.std), "WideResNet std", f"{len(self.mean)} values, as mean has", self.std)
-        require(all(s > 0 for s in self.std), "WideResNet std", "values above 0", self.std)
+        check_activation("WideResNet", self.activation)
+        check_normalisation("WideResNet", self.mean, self.std)
 
     def build(self, channels: int, classes: int, seed: int = 0) -> WideResNet:
         """The network with weights drawn from the seed (the global generator is left as it was)."""
@@ -78,10 +79,10 @@ class Block(nn.Module):
         self.shortcut = nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False) if inputs != outputs else None
 
     def forward(self, x: Tensor) -> Tensor:
-        h = _activate(self.batchnorm_0(x), self.activation)
+        h = activate(self.batchnorm_0(x), self.activation)
         skip = x if self.shortcut is None else self.shortcut(h)
         h = self.conv_0(F.pad(h, (0, 1, 0, 1)) if self.halves else h)
-        return skip + self.conv_1(_activate(self.batchnorm_1(h), self.activation))
+        return skip + self.conv_1(activate(self.batchnorm_1(h), self.activation))
 
 
 class Group(nn.Module):
@@ -96,15 +97,14 @@ class Group(nn.Module):
         return self.block(x)
 
 
-class WideResNet(nn.Module):
+class WideResNet(ClassifierNetwork):
     """Images [B, C, H, W] in [0, 1] -> logits [B, classes]; `features` is the penultimate layer, [B, 64 width].
 
     Raises UserError for a depth, width or activation that there is not, and for a mean or std that fits neither one
     nor all of the channels. The weights are drawn from the seed; the global generator is left as it was.
     """
 
-    mean: Tensor
-    std: Tensor
+    spec: WideResNetSpec
 
     def __init__(
         self,
@@ -120,11 +120,8 @@ class WideResNet(nn.Module):
     ) -> None:
         super().__init__()
         self.spec = WideResNetSpec(depth=depth, width=width, activation=activation, mean=mean, std=std)
-        require(len(mean) in (1, channels), "WideResNet mean", f"1 or {channels} values (the channels)", mean)
         self.channels, self.classes = channels, classes
-        # Not in the state dict, as in the zoo's files: the normalisation belongs to the architecture.
-        self.register_buffer("mean", torch.tensor(mean).reshape(-1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).reshape(-1, 1, 1), persistent=False)
+        self.normalise = Normalise("WideResNet", channels, mean, std)
         with seeded(seed):
             self._add_layers()
 
@@ -143,18 +140,9 @@ class WideResNet(nn.Module):
 
         Raises ValueError for images of other channels than the network's, or with sides that cannot be halved twice.
         """
-        _, channels, height, width = images.shape
-        require(channels == self.channels, "WideResNet images", f"[B, {self.channels}, H, W]", list(images.shape))
-        check_sides("WideResNet", 3, (channels, height, width))
-        x = self.layer(self.init_conv((images - self.mean) / self.std))
-        return _activate(self.batchnorm(x), self.spec.activation).mean(dim=(2, 3))
-
-    def forward(self, images: Images) -> Logits:
-        return self.logits(self.features(images))
-
-
-def _activate(x: Tensor, activation: Activation) -> Tensor:
-    return F.silu(x) if activation == "silu" else F.relu(x)
+        check_sides("WideResNet", 3, (images.shape[1], images.shape[2], images.shape[3]))
+        x = self.layer(self.init_conv(self.normalise(images)))
+        return activate(self.batchnorm(x), self.spec.activation).mean(dim=(2, 3))
 
 
 def zoo_state_dict(tensors: Mapping[str, Any]) -> dict[str, Tensor]:

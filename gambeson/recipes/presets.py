@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from gambeson.errors import unknown
-from gambeson.recipe import Encoder, Recipe
+from gambeson.recipe import EncoderKind, Recipe
 from gambeson.sampling.contrastive import HardNegative, InfoNCE, SupervisedContrastive
 from gambeson.sampling.embedding import PerRunEmbedding
 from gambeson.sampling.guidance import Contrastive, DenoisedFeatures, NoisyFeatures
@@ -27,7 +27,7 @@ class Preset:
     """Fields of Generation, and the encoder they are meant for."""
 
     about: str
-    encoder: Encoder
+    encoder: EncoderKind
     generation: dict[str, Any]
 
     def apply(self, generation: Generation) -> Generation:

@@ -1,5 +1,15 @@
 """Attacks, robust losses, and an evaluation that doubts itself."""
 
+from gambeson.robustness.attack_losses import (
+    DLR,
+    AttackLoss,
+    CrossEntropy,
+    Margin,
+    Network,
+    NoGradient,
+    TargetedDLR,
+    Verdicts,
+)
 from gambeson.robustness.attacks import (
     APGD,
     FGSM,
@@ -12,35 +22,43 @@ from gambeson.robustness.attacks import (
 )
 from gambeson.robustness.checks import Check, run_checks
 from gambeson.robustness.losses import (
-    DLR,
+    AWP,
+    MART,
+    SCORE,
     TRADES,
-    AttackLoss,
-    CrossEntropy,
-    Margin,
-    Network,
-    NoGradient,
+    AdamSteps,
+    Curriculum,
     PGDAdversarial,
     Plain,
-    TargetedDLR,
-    Verdicts,
+    SteepestSteps,
+    Targets,
+    TrainingLoss,
 )
 
 __all__ = [
     "APGD",
+    "AWP",
     "DLR",
     "FGSM",
+    "MART",
     "PGD",
+    "SCORE",
     "TRADES",
+    "AdamSteps",
     "AttackLoss",
     "Check",
     "CrossEntropy",
+    "Curriculum",
     "Margin",
     "Network",
     "NoGradient",
     "PGDAdversarial",
     "Plain",
+    "SteepestSteps",
     "TargetedAPGD",
     "TargetedDLR",
+    "Targets",
+    "TrainingLoss",
     "Verdicts",
     "attack_input_checks",
     "checkpoints",

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from gambeson.errors import require
 from gambeson.randomness import image_keys, uniform
-from gambeson.robustness.losses import (
+from gambeson.robustness.attack_losses import (
     DLR,
     AttackLoss,
     CrossEntropy,

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from gambeson.randomness import image_keys, uniform
+from gambeson.robustness.attack_losses import Margin, Network, NoGradient, Verdicts, frozen, loss_and_gradient
 from gambeson.robustness.attacks import PGD, attack_input_checks, logits_of, robust_after
-from gambeson.robustness.losses import Margin, Network, NoGradient, Verdicts, frozen, loss_and_gradient
 from gambeson.threat import ThreatModel
 from gambeson.types import Images, Labels
 

@@ -11,10 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from gambeson.types import Step
-
-AnyEncoder = Callable[..., Any]
-"""images -> [B, D], or (x_vp, sigma) -> [B, D] for `NoiseConditionedFeatures`."""
+from gambeson.types import Encoder, Step
 
 
 @runtime_checkable
@@ -25,7 +22,7 @@ class FeatureView(Protocol):
         """The coordinate, [B, ...]."""
         ...
 
-    def encode(self, encoder: AnyEncoder, variable: Tensor, sigma: float) -> Any:
+    def encode(self, encoder: Encoder, variable: Tensor, sigma: float) -> Any:
         """[B, D] features at that coordinate and noise level, differentiable in it."""
         ...
 
@@ -38,7 +35,7 @@ class NoisyFeatures:
         """The state in VP coordinates, [B, ...]."""
         return step.x / math.sqrt(1 + step.sigma**2)
 
-    def encode(self, encoder: AnyEncoder, variable: Tensor, sigma: float) -> Any:
+    def encode(self, encoder: Encoder, variable: Tensor, sigma: float) -> Any:
         """The encoder of the state as it is."""
         return encoder(variable)
 
@@ -51,7 +48,7 @@ class DenoisedFeatures:
         """x0-hat before guidance and clamp, [B, ...]."""
         return step.raw
 
-    def encode(self, encoder: AnyEncoder, variable: Tensor, sigma: float) -> Any:
+    def encode(self, encoder: Encoder, variable: Tensor, sigma: float) -> Any:
         """The encoder of [-1, 1] -> [0, 1]."""
         return encoder((variable + 1) / 2)
 
@@ -64,7 +61,7 @@ class NoiseConditionedFeatures:
         """The state in VP coordinates, [B, ...]."""
         return step.x / math.sqrt(1 + step.sigma**2)
 
-    def encode(self, encoder: AnyEncoder, variable: Tensor, sigma: float) -> Any:
+    def encode(self, encoder: Encoder, variable: Tensor, sigma: float) -> Any:
         """The encoder of state and noise level."""
         return encoder(variable, sigma)
 
@@ -128,20 +125,20 @@ def _graph(encode: Callable[[Tensor], Tensor], variable: Tensor) -> tuple[Tensor
     return features.detach(), lambda gradient: torch.autograd.grad(features, leaf, gradient)[0]
 
 
-def _owner(network: AnyEncoder) -> nn.Module | None:
+def _owner(network: Encoder) -> nn.Module | None:
     """The network itself, or the one whose method (`classifier.features`) is given; None for a plain function."""
     owner = network.__self__ if isinstance(network, MethodType) else network
     return owner if isinstance(owner, nn.Module) else None
 
 
-def trial(network: AnyEncoder, shape: tuple[int, ...], device: str | torch.device) -> Tensor:
+def trial(network: Encoder, shape: tuple[int, ...], device: str | torch.device) -> Tensor:
     """[2, *shape] zeros in the dtype of the network's parameters, to try it on."""
     owner = _owner(network)
     parameter = None if owner is None else next(owner.parameters(), None)
     return torch.zeros(2, *shape, device=device, dtype=None if parameter is None else parameter.dtype)
 
 
-def check_eval(network: AnyEncoder, role: str) -> None:
+def check_eval(network: Encoder, role: str) -> None:
     """ValueError for a network in train mode, also where one of its methods is given."""
     owner = _owner(network)
     if owner is not None and owner.training:

@@ -21,7 +21,6 @@ from gambeson.sampling.classifier_guidance import ClassifierGuidance, TowardsCla
 from gambeson.sampling.contrastive import HardNegative, PairLoss
 from gambeson.sampling.embedding import EmbeddingLearner, FittedEmbedding, PerRunEmbedding
 from gambeson.sampling.features import (
-    AnyEncoder,
     DenoisedFeatures,
     NoiseConditionedFeatures,
     NoisyFeatures,
@@ -42,7 +41,7 @@ from gambeson.sampling.windows import (
     check_strengths,
     guided_steps,
 )
-from gambeson.types import Labels, Sigmas, Step
+from gambeson.types import Encoder, Labels, Sigmas, Step
 
 __all__ = [
     "CheckedGuidance",
@@ -167,7 +166,7 @@ class ContrastiveGuidance:
     def __init__(
         self,
         spec: Contrastive,
-        encoder: AnyEncoder,
+        encoder: Encoder,
         *,
         real: RealImages | None = None,
         embedding: nn.Module | None = None,

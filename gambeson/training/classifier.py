@@ -2,99 +2,283 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from gambeson import distributed
 from gambeson.data.augment import PadCrop
-from gambeson.data.datasets import ImageSet, Split
-from gambeson.data.mixture import Mixture, SyntheticSource
+from gambeson.data.imageset import ImageSet
+from gambeson.data.label_safe import Augmentation, CutMix
+from gambeson.data.mixture import LabelledSource, Mixture, check_synthetic
 from gambeson.data.synthetic import Chosen
-from gambeson.errors import require
-from gambeson.models.classifiers import CleanClassifier, classifier_header
-from gambeson.models.files import save_tensors
+from gambeson.errors import UserError, require
+from gambeson.models.cifar_resnet import CifarResNetSpec
+from gambeson.models.classifiers import classifier_header, load_classifier
+from gambeson.models.files import load_tensors, save_tensors
+from gambeson.models.hub import WEIGHTS, from_pretrained
+from gambeson.models.network import ClassifierNetwork
+from gambeson.models.preact_resnet import PreActResNetSpec
 from gambeson.models.resnet import ResNetSpec
+from gambeson.models.timm_model import TimmSpec
 from gambeson.models.wideresnet import WideResNetSpec
-from gambeson.randomness import derive, generator
-from gambeson.robustness.attacks import PGD
-from gambeson.robustness.losses import TRADES, PGDAdversarial, Plain
-from gambeson.store import Artifact, Workspace, stage
+from gambeson.randomness import derive
+from gambeson.robustness.losses import AWP, MART, SCORE, TRADES, Curriculum, PGDAdversarial, Plain
+from gambeson.store import BEST, Artifact, Workspace, checksum, stage
 from gambeson.threat import ThreatModel
+from gambeson.training.batch_norm import average_statistics, share_batch_norm
+from gambeson.training.batches import Ahead, Batch, Batches
+from gambeson.training.journal import Journal
 from gambeson.training.loop import Losses, Optimisation, TrainingState, fit
+from gambeson.training.validation import best_of, check_validation, validate
+
+Networks = ResNetSpec | WideResNetSpec | PreActResNetSpec | CifarResNetSpec | TimmSpec
+"""The architectures that can be trained."""
+RobustLosses = TRADES | PGDAdversarial | MART | SCORE | Plain | AWP | Curriculum
+"""What can be minimised."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifierTraining:
     """A classifier and how it is trained."""
 
-    network: ResNetSpec | WideResNetSpec = ResNetSpec()  # the architecture
-    loss: TRADES | PGDAdversarial | Plain = TRADES()  # what is minimised
+    network: Networks = ResNetSpec()  # the architecture
+    loss: RobustLosses = TRADES()  # what is minimised
     optimisation: Optimisation = Optimisation()  # how it is fitted
     fraction: float = 0.7  # share of each batch that is synthetic, where there are synthetic images
-    augment: PadCrop = PadCrop(padding=1, flip=True)  # augmentation of every training image
+    augment: Augmentation = PadCrop(padding=1, flip=True)  # augmentation of every training image
     validations: int = 8  # how often the averaged weights are measured on the validation images
     threat: ThreatModel | None = None  # threat of the validation's attack; none: the recipe's
+    augment_synthetic: Augmentation | None = field(
+        default=None, metadata={"neutral": None}
+    )  # augmentation of synthetic images; none: as the real ones
+    mix: CutMix | None = field(default=None, metadata={"neutral": None})  # mixes images and labels of a batch
+    smooth_synthetic: float = field(
+        default=0.0, metadata={"neutral": 0.0}
+    )  # label smoothing of the synthetic images alone, besides the loss's own of all
+    balanced: bool = field(default=False, metadata={"neutral": False})  # classes drawn equally often, in either source
+    real_repeats: int = field(
+        default=1, metadata={"neutral": 1}
+    )  # how often a real image stands in its batch, each time with its own augmentation
+    epoch_images: int = field(default=50_000, metadata={"neutral": 50_000})  # images that logs call an epoch
+    validation_steps: int = field(default=10, metadata={"neutral": 10})  # steps of the validation's PGD
+    keep: Literal["last", "best"] = field(
+        default="last", metadata={"neutral": "last"}
+    )  # whose averaged weights are kept: the end's, or those of the best robust validation accuracy
+    patience: int | None = field(
+        default=None, metadata={"neutral": None}
+    )  # validations without a better one after which training stops; none: never
+    batch_norm: Literal["shared", "local"] = field(
+        default="shared", metadata={"neutral": "shared"}
+    )  # several processes normalise by the whole batch, or each by its own part
 
     def __post_init__(self) -> None:
         require(0 <= self.fraction <= 1, "fraction", "a share from 0 to 1", self.fraction)
-        require(self.validations >= 1, "validations", "at least 1", self.validations)
+        require(0 <= self.smooth_synthetic < 1, "smooth_synthetic", "from 0 to below 1", self.smooth_synthetic)
+        for name in ("validations", "real_repeats", "epoch_images", "validation_steps"):
+            require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+        require(self.patience is None or self.patience >= 1, "patience", "at least 1, or none", self.patience)
+        if isinstance(_innermost(self.loss), MART) and (self.mix is not None or self.smooth_synthetic):
+            raise UserError(
+                "loss: expected one that takes soft labels together with mix or smooth_synthetic (TRADES, "
+                "PGDAdversarial, SCORE), got MART, whose margin needs one class for each image"
+            )
+
+    @property
+    def every(self) -> int:
+        """Steps between two validations."""
+        return max(self.optimisation.steps // self.validations, 1)
+
+    @property
+    def layout(self) -> torch.memory_format:
+        """Order of the pixels in memory: channels last in bfloat16, where it is twice as fast on a CPU."""
+        lower = self.optimisation.precision == "bfloat16"
+        return torch.channels_last if lower else torch.contiguous_format
 
 
-@stage(revision=1)
+@dataclass(frozen=True)
+class Checkpoint:
+    """A classifier that training starts from: a folder of `save_pretrained`, or a classifier.safetensors of ours."""
+
+    place: str
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the weights' file. UserError where there is none."""
+        path = Path(self.place)
+        path = path / WEIGHTS if path.is_dir() else path
+        require(path.is_file(), "start", "a folder or a file with a classifier's weights", self.place)
+        return checksum(path)
+
+    def fitting(self, model: ClassifierNetwork) -> ClassifierNetwork:
+        """The classifier. UserError, naming both, where its architecture or its classes are not those of `model`."""
+        path = Path(self.place)
+        found = from_pretrained(path) if path.is_dir() else load_classifier(path)
+        have, want = ((m.spec, m.channels, m.classes) for m in (found, model))
+        if have != want:
+            raise UserError(
+                f"{path}: expected the weights of {want[0]} for {want[1]} channels and {want[2]} classes, got those of "
+                f"{have[0]} for {have[1]} and {have[2]}; start from another one, or train that architecture"
+            )
+        return found
+
+
+def _innermost(loss: RobustLosses) -> TRADES | PGDAdversarial | MART | SCORE | Plain:
+    """The loss inside its wrappers."""
+    while isinstance(loss, (AWP, Curriculum)):
+        loss = loss.loss
+    return loss
+
+
+def check_network(spec: Networks, real: ImageSet) -> None:
+    """Raises UserError, at no cost, where this architecture cannot take these images."""
+    with torch.device("meta"):
+        spec.build(real.shape[0], len(real.class_names)).eval()(torch.zeros(2, *real.shape))
+
+
+@stage(revision=1, together=True)
 def train_classifier(
-    work: Workspace, spec: ClassifierTraining, real: ImageSet, chosen: Artifact | None, *, seed: int
-) -> None:
-    """Writes classifier.safetensors (averaged weights; the curve of loss and validation accuracy in its header)."""
-    source = Chosen.open(chosen.file("chosen.parquet")) if chosen is not None else None
-    device = work.machine.device
-    model = spec.network.build(real.shape[0], len(real.class_names), derive(seed, "classifier weights")).to(device)
-    state = TrainingState.start(model, spec.optimisation)
-    every = max(spec.optimisation.steps // spec.validations, 1)
-    for step in fit(state, spec.optimisation, _loss(spec, model, real, source, seed, device), work):
-        if step % every == 0 or step == spec.optimisation.steps:
-            record = {"step": step, "loss": state.recent_loss(every)}
-            state.log.append({**record, **_validate(state.averaged, real.validation, spec, device)})
-    header = {**classifier_header(model, real.shape), "log": state.log}
-    save_tensors(work.folder / "classifier.safetensors", state.averaged.state_dict(), header)
-
-
-def _loss(
+    work: Workspace,
     spec: ClassifierTraining,
-    model: CleanClassifier,
     real: ImageSet,
-    source: SyntheticSource | None,
+    chosen: Artifact | LabelledSource | None,
+    start: Checkpoint | None = None,
+    *,
     seed: int,
-    device: str,
-) -> Losses:
+) -> None:
+    """Writes classifier.safetensors: averaged weights; in its header the curve of loss and validation accuracy, the
+    best and the last robust accuracy on the validation images, and which of them these weights have.
+
+    chosen: synthetic images to mix in, a selection's stage or the images themselves. start: weights to begin with.
+    Raises UserError for synthetic images that do not fit the real ones, for a class without validation images, for a
+    start of another architecture, and for a batch smaller than the processes' parts; ValueError where the loss is not
+    finite.
+    """
+    source = Chosen.open(chosen.file("chosen.parquet")) if isinstance(chosen, Artifact) else chosen
+    check_validation(real)
+    if source is not None:
+        check_synthetic(source, real)
+    model = _network(work, spec, real, start, seed)
+    state = TrainingState.start(model, spec.optimisation)
+    _ready(work, spec, model)
+    _train(work, spec, state, batches_of(spec, real, source, seed), real)
+    _write(work, spec, state, real)
+
+
+def _network(
+    work: Workspace, spec: ClassifierTraining, real: ImageSet, start: Checkpoint | None, seed: int
+) -> ClassifierNetwork:
+    model = spec.network.build(real.shape[0], len(real.class_names), derive(seed, "classifier weights"))
+    if start is not None:
+        model.load_state_dict(start.fitting(model).state_dict())
+    return model.to(device=torch.device(work.machine.device), memory_format=spec.layout)  # type: ignore[call-overload]
+
+
+def _ready(work: Workspace, spec: ClassifierTraining, model: ClassifierNetwork) -> None:
+    """What the training network has and its average has not: shared batch norms, compiled kernels."""
+    if distributed.together() and spec.batch_norm == "shared":
+        share_batch_norm(model)
+    if work.machine.compile:
+        require(not _perturbs_weights(spec.loss), "--compile", "a loss without AWP", type(spec.loss).__name__)
+        model.compile()
+
+
+def _perturbs_weights(loss: RobustLosses) -> bool:
+    return isinstance(loss, AWP) or (isinstance(loss, Curriculum) and isinstance(loss.loss, AWP))
+
+
+def batches_of(spec: ClassifierTraining, real: ImageSet, source: LabelledSource | None, seed: int) -> Batches:
+    """The batches that a training of this seed sees."""
+    mixture = Mixture(
+        real.train,
+        source,
+        spec.fraction,
+        spec.optimisation.batch_size,
+        derive(seed, "batches"),
+        balanced=spec.balanced,
+        real_repeats=spec.real_repeats,
+    )
+    return Batches(
+        mixture=mixture,
+        real=real,
+        seed=seed,
+        augment=spec.augment,
+        augment_synthetic=spec.augment_synthetic,
+        mix=spec.mix,
+        smooth_synthetic=spec.smooth_synthetic,
+    )
+
+
+def _train(work: Workspace, spec: ClassifierTraining, state: TrainingState, batches: Batches, real: ImageSet) -> None:
+    """All steps, with a validation every now and then; the best weights so far lie beside the state."""
+    on_cpu = work.machine.device == "cpu"
+    ahead = None if on_cpu else Ahead(batches, spec.optimisation.steps)
+    losses = losses_of(spec, state, ahead or batches, work.machine.device)
+    steps, journal = spec.optimisation.steps, None
+    try:
+        for step in fit(state, spec.optimisation, losses, work, batches.blame):
+            journal = journal or Journal(work.folder, state.log, step)
+            if step % spec.every == 0 or step == steps:
+                _validate(work, spec, state, real)
+                journal.write({**state.log[-1], "epoch": step * spec.optimisation.batch_size / spec.epoch_images})
+                if _stale(spec, state.log):
+                    break
+            elif step % max(steps // 100, 1) == 0:
+                journal.write({"step": step, "loss": state.losses[-1], "rate": spec.optimisation.rate(step - 1)})
+    finally:
+        if journal is not None:
+            journal.close()
+        if ahead is not None:
+            ahead.close()
+
+
+def losses_of(spec: ClassifierTraining, state: TrainingState, batches: Callable[[int], Batch], device: str) -> Losses:
     """The robust loss, a part of the batch after another; batch norms then see a part at a time."""
-    mixture = Mixture(real.train, source, spec.fraction, spec.optimisation.batch_size, derive(seed, "batches"))
 
     def loss_of(step: int) -> Iterator[Tensor]:
-        images, labels, _ = mixture.batch(step)
-        draw = generator(seed, "classifier step", step)
-        batch = spec.augment(images, draw, real.flip_safe), labels
-        model.train()
-        for some, own in zip(*(t.tensor_split(spec.optimisation.accumulate) for t in batch), strict=True):
-            yield spec.loss(model, some.to(device), own.to(device), draw)
+        batch, loss = batches(step), spec.loss.at(step / spec.optimisation.steps)
+        state.model.train()
+        for images, labels in batch.parts(spec.optimisation.accumulate, device, spec.layout):
+            yield loss(state.model, images, labels, batch.draw)
 
     return loss_of
 
 
-def _validate(model: nn.Module, part: Split, spec: ClassifierTraining, device: str) -> dict[str, float]:
-    """Clean and PGD-10 accuracy of the averaged weights on the validation images (margin loss, one start).
+def _validate(work: Workspace, spec: ClassifierTraining, state: TrainingState, real: ImageSet) -> None:
+    """Adds a record to the log; averaged weights better than all before are written down."""
+    if distributed.together() and spec.batch_norm == "local":
+        average_statistics(state.averaged)
+    found = validate(state.averaged, real.validation, spec.threat, spec.validation_steps, spec.optimisation.batch_size)
+    state.log.append({"step": state.step, "loss": state.recent_loss(spec.every), **found})
+    if spec.keep == "best" and best_of(state.log)["step"] == state.step and distributed.leads():
+        save_tensors(work.folder / BEST, state.averaged.state_dict(), {"kind": "best", "step": state.step})
 
-    As many images at a time as a training batch has: what fits there fits here.
-    """
-    model.eval()
-    attack = PGD(threat=spec.threat, steps=10, restarts=1)
-    right = {"clean": 0, "robust": 0}
-    size = spec.optimisation.batch_size
-    for images, labels in zip(part.images.split(size), part.labels.split(size), strict=True):
-        images, labels = images.to(device), labels.to(device)
-        attacked = attack(model, images, labels)
-        with torch.no_grad():
-            right["clean"] += int((model(images).argmax(1) == labels).sum())
-            right["robust"] += int((model(attacked).argmax(1) == labels).sum())
-    return {name: count / len(part) for name, count in right.items()}
+
+def _stale(spec: ClassifierTraining, log: list[dict[str, Any]]) -> bool:
+    """Whether too many validations have brought nothing better."""
+    since = len(log) - 1 - log.index(best_of(log))
+    return spec.patience is not None and since >= spec.patience
+
+
+def _write(work: Workspace, spec: ClassifierTraining, state: TrainingState, real: ImageSet) -> None:
+    """The result."""
+    if not distributed.leads():
+        return
+    best, last = best_of(state.log), state.log[-1]
+    kept = best if spec.keep == "best" else last
+    tensors = load_tensors(work.folder / BEST)[0] if spec.keep == "best" else state.averaged.state_dict()
+    selection = {
+        "kept": kept["step"],
+        "best": best["robust"],
+        "last": last["robust"],
+        "best_minus_last": best["robust"] - last["robust"],  # robust overfitting (Rice et al. 2020)
+    }
+    model = state.averaged
+    assert isinstance(model, ClassifierNetwork)
+    header = {**classifier_header(model, real.shape), "log": state.log, "selection": selection}
+    save_tensors(Path(work.folder) / "classifier.safetensors", tensors, header)

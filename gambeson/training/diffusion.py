@@ -15,9 +15,9 @@ from gambeson.errors import require
 from gambeson.models.denoiser import EDM, VP, NetworkDenoiser, denoiser_header
 from gambeson.models.files import save_tensors
 from gambeson.models.unet import UNetSpec
-from gambeson.randomness import derive, generator
+from gambeson.randomness import derive, generator, seeded
 from gambeson.store import Workspace, stage
-from gambeson.training.loop import Losses, Optimisation, TrainingState, drawing_from, fit
+from gambeson.training.loop import Losses, Optimisation, TrainingState, fit
 
 HELD_OUT = 1000
 """Images, at most, on which the denoising loss is measured in training."""
@@ -101,7 +101,7 @@ def _losses(spec: DenoiserTraining, denoiser: NetworkDenoiser, real: ImageSet, s
         told = labels.to(device) if spec.conditional else None
         batch = denoiser.noised((images * 2 - 1).to(device), told, draw, spec.label_dropout, augmented)
         for part, some in enumerate(batch.split(spec.optimisation.accumulate)):
-            with drawing_from(derive(seed, "denoiser dropout", step, part), device):
+            with seeded(derive(seed, "denoiser dropout", step, part), device):
                 losses = denoiser.errors(some)
             yield losses
 

@@ -9,7 +9,6 @@ import copy
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -17,9 +16,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from gambeson import distributed
 from gambeson.errors import require
 from gambeson.models.files import load_tensors, save_tensors
-from gambeson.store import RESUME, Workspace
+from gambeson.store import RESUME, Workspace, write_json
+from gambeson.training.schedule import SWA, Cosine, OneCycle
 
 RECENT = 1000
 """How many of the last losses are kept."""
@@ -43,6 +44,8 @@ class Optimisation:
     )  # bfloat16: autocast in the networks; weights, averages, optimiser and loss stay float32
     accumulate: int = field(default=1, metadata={"neutral": 1})  # parts in which a batch goes through the network
     clip_norm: float | None = field(default=None, metadata={"neutral": None})  # largest norm of a gradient; none: any
+    schedule: Cosine | OneCycle = field(default=Cosine(), metadata={"neutral": Cosine()})  # how the rate goes
+    swa: SWA | None = field(default=None, metadata={"neutral": None})  # plain mean of late weights, not `average`
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "learning_rate"):
@@ -56,11 +59,21 @@ class Optimisation:
         require(self.clip_norm is None or self.clip_norm > 0, "clip_norm", "a number above 0, or none", self.clip_norm)
 
     def rate(self, step: int) -> float:
-        """The learning rate of step 0, 1, ...: linear warm-up, then cosine to 0."""
-        warm = self.warmup * self.steps
-        if step + 1 <= warm:
-            return self.learning_rate * (step + 1) / warm
-        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(self.steps - warm, 1)))
+        """The learning rate of step 0, 1, ..."""
+        return self.learning_rate * self.schedule.factor(step, self.steps, self.warmup)
+
+    def prepare(self, optimiser: torch.optim.Optimizer, step: int) -> None:
+        """Sets the rate (and SGD's momentum) of step 0, 1, ..."""
+        for group in optimiser.param_groups:
+            group["lr"] = self.rate(step)
+            if self.momentum:
+                group["momentum"] = self.schedule.momentum(step, self.steps, self.warmup, self.momentum)
+
+    def averaging(self, step: int) -> float:
+        """How far the average moves towards the network after step 1, 2, ..."""
+        if self.swa is not None:
+            return self.swa.weight(step, self.steps)
+        return 1 - min(self.average, (1 + step) / (10 + step))
 
     def optimiser(self, model: nn.Module) -> torch.optim.Optimizer:
         """Weight decay on tensors of two dimensions and more only."""
@@ -119,48 +132,48 @@ class TrainingState:
         return sum(recent) / len(recent)
 
     @torch.no_grad()
-    def average(self, decay: float) -> None:
-        """Moves the averaged weights and batch-norm statistics towards the model's; counters are copied."""
-        weight = 1 - min(decay, (1 + self.step) / (10 + self.step))
-        for mean, value in zip(self.averaged.state_dict().values(), self.model.state_dict().values(), strict=True):
-            mean.lerp_(value, weight) if mean.is_floating_point() else mean.copy_(value)
-
-
-@contextmanager
-def drawing_from(seed: int, device: torch.device) -> Iterator[None]:
-    """Inside, global draws on the CPU and `device` come from `seed`; outside, the global streams are as they were.
-
-    For layers that take no generator (dropout).
-    """
-    index = [torch.cuda.current_device() if device.index is None else device.index] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=index):
-        torch.default_generator.manual_seed(seed)
-        for i in index:
-            torch.cuda.default_generators[i].manual_seed(seed)
-        yield
+    def average(self, weight: float) -> None:
+        """Moves the averaged weights and batch-norm statistics by that share to the model's; counters are copied."""
+        pairs = list(zip(self.averaged.state_dict().values(), self.model.state_dict().values(), strict=True))
+        moved = [(mean, value) for mean, value in pairs if mean.is_floating_point()]
+        torch._foreach_lerp_([mean for mean, _ in moved], [value for _, value in moved], weight)  # type: ignore[attr-defined]
+        for mean, value in pairs:
+            if not mean.is_floating_point():
+                mean.copy_(value)
 
 
 Losses = Callable[[int], Tensor | Iterable[Tensor]]
-"""Step -> [b] losses of the whole batch, or those of its parts one after another (`Optimisation.accumulate`)."""
+"""Step -> [b] losses of the batch, or those of its parts one after another (`Optimisation.accumulate`).
+
+Of several processes that train together each gives those of its share of the batch."""
+Blame = Callable[[int], dict[str, Any]]
+"""Step -> what its batch was made of, written down where its loss is not finite."""
 
 
-def fit(state: TrainingState, optimisation: Optimisation, loss_of: Losses, work: Workspace) -> Iterator[int]:
+def fit(
+    state: TrainingState,
+    optimisation: Optimisation,
+    loss_of: Losses,
+    work: Workspace,
+    blame: Blame = lambda step: {},
+) -> Iterator[int]:
     """Trains until `optimisation.steps`, yielding the steps done *after* each update; resumes from the workspace.
 
     loss_of(step) -> [b] losses, or an iterable of such for consecutive parts of a batch: the gradient is that of the
     mean over the whole batch, and one part's network activations are in memory at a time.
     The state is saved every `work.checkpoint_seconds`, or as seldom as saving takes a twentieth of the time.
-    Raises ValueError naming the step when the loss is not finite; the last good state stays on disk.
+    Raises ValueError naming the step when the loss is not finite; the last good state stays on disk, and beside it
+    not_finite.json says which batch it was.
     """
     path = work.folder / RESUME
-    if path.exists():
+    if distributed.told(path.exists()):
         state.load(path)
     saved, wait = time.monotonic(), work.checkpoint_seconds
     while state.step < optimisation.steps:
-        state.losses = [*state.losses[1 - RECENT :], _update(state, optimisation, loss_of)]
+        state.losses = [*state.losses[1 - RECENT :], _update(state, optimisation, loss_of, work, blame)]
         yield state.step
         work.progress(state.step, optimisation.steps)
-        if time.monotonic() - saved > wait:
+        if distributed.leads() and time.monotonic() - saved > wait:
             began = time.monotonic()
             state.save(path)
             saved = time.monotonic()
@@ -172,26 +185,37 @@ def _wait(seconds: float, duration: float) -> float:
     return seconds if seconds < 0 else max(seconds, duration / SHARE_OF_SAVING)
 
 
-def _update(state: TrainingState, optimisation: Optimisation, loss_of: Losses) -> float:
+def _update(state: TrainingState, optimisation: Optimisation, loss_of: Losses, work: Workspace, blame: Blame) -> float:
     """One step of the optimiser and of the average; the batch's mean loss before it."""
-    for group in state.optimiser.param_groups:
-        group["lr"] = optimisation.rate(state.step)
+    optimisation.prepare(state.optimiser, state.step)
     state.optimiser.zero_grad(set_to_none=True)
     total = 0.0
     for loss in _means(state, optimisation, loss_of):
-        if not torch.isfinite(loss):
-            raise ValueError(
-                f"training: the loss of step {state.step} is {loss.item()}, expected a finite number. "
-                "The usual fix is a smaller learning rate; the last good state is kept"
-            )
-        loss.backward()
         total += loss.item()
+        if not math.isfinite(total):
+            break  # the weights stay as they are; a sum that is not finite stops every process
+        loss.backward()
+    total = distributed.total(total)
+    if not math.isfinite(total):
+        raise _not_finite(state.step, total, work, blame)
+    distributed.add(p.grad for p in state.model.parameters() if p.grad is not None)
     if optimisation.clip_norm is not None:
         nn.utils.clip_grad_norm_(state.model.parameters(), optimisation.clip_norm)
     state.optimiser.step()
     state.step += 1
-    state.average(optimisation.average)
+    state.average(optimisation.averaging(state.step))
     return total
+
+
+def _not_finite(step: int, loss: float, work: Workspace, blame: Blame) -> ValueError:
+    """The error; what the batch was made of is written down."""
+    path = work.folder / "not_finite.json"
+    if distributed.leads():
+        write_json(path, {"step": step, "loss": str(loss), **blame(step)})
+    return ValueError(
+        f"training: the loss of step {step} is {loss}, expected a finite number. The usual fix is a smaller learning "
+        f"rate; the last saved state is kept, and {path} says what the batch was made of"
+    )
 
 
 def _means(state: TrainingState, optimisation: Optimisation, loss_of: Losses) -> Iterator[Tensor]:
@@ -213,4 +237,5 @@ def _means(state: TrainingState, optimisation: Optimisation, loss_of: Losses) ->
             break
         seen += len(part)
         yield part.mean() * (len(part) / optimisation.batch_size)
-    assert seen == optimisation.batch_size, f"parts of {seen} images in all, for a batch of {optimisation.batch_size}"
+    whole = seen == optimisation.batch_size or distributed.together()
+    assert whole, f"parts of {seen} images in all, for a batch of {optimisation.batch_size}"

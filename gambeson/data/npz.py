@@ -1,0 +1,194 @@
+"""The door for numpy's archives: a few known keys, uint8 NHWC or float NCHW; anything else is refused by name."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from zipfile import BadZipFile
+
+import numpy as np
+import torch
+
+from gambeson.data.imageset import ImageSet, Split, held_out
+from gambeson.errors import UserError, require
+from gambeson.randomness import derive
+from gambeson.types import Images
+
+IMAGES = ("images", "image", "arr_0", "x_train", "train_images")
+LABELS = ("labels", "label", "arr_1", "y_train", "train_labels")
+TEST_IMAGES = ("x_test", "test_images")
+TEST_LABELS = ("y_test", "test_labels")
+"""Keys by which images and labels are known; the test part may lie in the same file."""
+
+Keys = Mapping[str, tuple[str, ...]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class NpzImages:
+    """Images and labels of one's own in .npz files: uint8 [N, H, W(, C)], or float [N, C, H, W] in [0, 1]."""
+
+    path: str = ""  # the file with images and labels
+    test_path: str = ""  # the file with the test part; none: x_test in the same file, or a share of it
+    validation_share: float = 0.1  # share of the training images held out for curves and choices, stratified
+    test_share: float = 0.1  # share held out as test, stratified, where no test part is given
+    flip_safe: bool = False  # whether a mirrored image keeps its class
+    split_seed: int = 0  # seed of the split, the same for every run seed
+
+    def __post_init__(self) -> None:
+        check_shares(self.validation_share, self.test_share)
+
+    def load(self) -> ImageSet:
+        """The image set; UserError naming keys and shapes for what is not known, and for what cannot be split."""
+        require(bool(self.path), "data.path", "an .npz file with images and labels", self.path)
+        names = _class_names(Path(self.path))
+        train = _read(Path(self.path), IMAGES, LABELS)
+        test = self._test()
+        names = names or tuple(map(str, range(int(train.labels.max()) + 1)))
+        return divided(
+            Path(self.path).stem, train, test, names, self.flip_safe,
+            (self.validation_share, self.test_share), self.split_seed,
+        )  # fmt: skip
+
+    def _test(self) -> Split | None:
+        if self.test_path:
+            return _read(Path(self.test_path), TEST_IMAGES + IMAGES, TEST_LABELS + LABELS)
+        if set(TEST_IMAGES) & set(_keys(Path(self.path))):
+            return _read(Path(self.path), TEST_IMAGES, TEST_LABELS)
+        return None
+
+
+def check_shares(validation: float, test: float) -> None:
+    """UserError where shares leave nothing to train on."""
+    for name, share in (("validation_share", validation), ("test_share", test)):
+        require(0 < share < 1, f"data.{name}", "a share between 0 and 1", share)
+
+
+def divided(
+    name: str,
+    train: Split,
+    test: Split | None,
+    names: tuple[str, ...],
+    flip_safe: bool,
+    shares: tuple[float, float],
+    seed: int,
+    validation: Split | None = None,
+) -> ImageSet:
+    """The image set with the parts that are missing split off train: shares (validation, test), stratified."""
+    labels, rest = train.labels.numpy(), np.arange(len(train))
+    _check_labels(name, [train.labels, *(p.labels for p in (validation, test) if p is not None)], names)
+    if test is None:
+        count, seeded = round(shares[1] * len(rest)), derive(seed, "test split")
+        held, rest = held_out(labels, rest, count, seeded, names, "data.test_share")
+        test = _take(train, held)
+    if validation is None:
+        count, seeded = round(shares[0] * len(rest)), derive(seed, "validation split")
+        held, rest = held_out(labels, rest, count, seeded, names, "data.validation_share")
+        validation = _take(train, held)
+    if len({part.images.shape[1:] for part in (train, validation, test)}) > 1:
+        raise UserError(
+            f"{name}: expected test and validation images of the training images' shape "
+            f"{list(train.images.shape[1:])}, got {list(test.images.shape[1:])} and {list(validation.images.shape[1:])}"
+        )
+    return ImageSet(
+        name=name,
+        train=_take(train, rest),
+        validation=validation,
+        test=test,
+        class_names=names,
+        flip_safe=flip_safe,
+    )
+
+
+def _take(split: Split, places: np.ndarray) -> Split:
+    where = torch.from_numpy(places)
+    return Split(split.images[where], split.labels[where])
+
+
+def _check_labels(name: str, parts: list[torch.Tensor], names: tuple[str, ...]) -> None:
+    """UserError for a set of fewer than two classes, for labels outside them, and for gaps in train."""
+    require(len(names) >= 2, f"{name}: classes", "at least 2", len(names))
+    for labels in parts:
+        low, high = int(labels.min()), int(labels.max())
+        require(low >= 0 and high < len(names), f"{name}: labels", f"0 to {len(names) - 1}", f"{low} to {high}")
+    empty = [names[k] for k, n in enumerate(parts[0].bincount(minlength=len(names)).tolist()) if not n]
+    if empty:
+        raise UserError(
+            f"{name}: expected training images of each of the {len(names)} classes, got none of "
+            f"{', '.join(empty[:10])}; number the classes 0, 1, 2, ... without gaps"
+        )
+
+
+def _class_names(path: Path) -> tuple[str, ...]:
+    """The classes' names where the file has them."""
+    if "class_names" not in _keys(path):
+        return ()
+    return tuple(map(str, read_arrays(path, {"names": ("class_names",)})["names"].tolist()))
+
+
+def _read(path: Path, images: tuple[str, ...], labels: tuple[str, ...]) -> Split:
+    """One part of an archive."""
+    arrays = read_arrays(path, {"images": images, "labels": labels})
+    pixels, classes = arrays["images"], arrays["labels"]
+    classes = classes[:, 0] if classes.ndim == 2 and classes.shape[1] == 1 else classes
+    if classes.dtype.kind not in "iu" or classes.ndim != 1 or len(classes) != len(pixels) or not len(classes):
+        raise UserError(
+            f"{path}: expected one whole number for each of {len(pixels)} images as labels, got {classes.dtype} "
+            f"{list(classes.shape)}"
+        )
+    return Split(_recognised(path, pixels), torch.from_numpy(classes.astype(np.int64)))
+
+
+def _recognised(path: Path, pixels: np.ndarray) -> Images:
+    """float32 NCHW from the two layouts that are known; UserError for another."""
+    if pixels.dtype == np.uint8 and pixels.ndim == 3:
+        pixels = pixels[..., None]
+    if pixels.dtype == np.uint8 and pixels.ndim == 4 and pixels.shape[3] in (1, 3):
+        return torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))).float().div_(255)
+    if pixels.dtype.kind == "f" and pixels.ndim == 4 and pixels.shape[1] in (1, 3):
+        low, high = float(pixels.min()), float(pixels.max())  # NaN makes both NaN, which no comparison passes
+        if low >= 0 and high <= 1:
+            return torch.from_numpy(pixels.astype(np.float32))
+        raise UserError(f"{path}: expected float images in [0, 1], got {low:.4g} to {high:.4g}")
+    raise UserError(
+        f"{path}: expected images as uint8 [N, H, W, 1 or 3] (or [N, H, W]), or as float [N, 1 or 3, H, W] in [0, 1], "
+        f"got {pixels.dtype} {list(pixels.shape)}"
+    )
+
+
+_DAMAGE = (ValueError, EOFError, KeyError, BadZipFile, zlib.error, NotImplementedError)
+
+
+def _keys(path: Path) -> list[str]:
+    return list(_opened(path).keys())
+
+
+def _opened(path: Path) -> np.lib.npyio.NpzFile:
+    """The archive; UserError where there is none. Nothing is unpickled."""
+    try:
+        opened = np.load(path, allow_pickle=False)
+    except (FileNotFoundError, IsADirectoryError):
+        raise UserError(f"{path}: expected an .npz file, found none") from None
+    except _DAMAGE as error:
+        raise UserError(f"{path}: expected an .npz file, got a damaged or another one ({error})") from error
+    if not isinstance(opened, np.lib.npyio.NpzFile):
+        raise UserError(f"{path}: expected an .npz file with images and labels, got a single array")
+    return opened
+
+
+def read_arrays(path: Path, wanted: Keys) -> dict[str, np.ndarray]:
+    """The arrays of an .npz file by the first of their known keys. UserError says what is there and what is known."""
+    with _opened(path) as archive:
+        chosen = {name: next((k for k in keys if k in archive.files), None) for name, keys in wanted.items()}
+        missing = [name for name, key in chosen.items() if key is None]
+        if missing:
+            known = "; ".join(f"{name}: {', '.join(wanted[name])}" for name in missing)
+            raise UserError(
+                f"{path}: expected the keys {known}; found {', '.join(archive.files) or 'nothing'}. Save it again with "
+                "numpy.savez(path, images=..., labels=...)"
+            )
+        try:
+            return {name: archive[key] for name, key in chosen.items() if key is not None}
+        except _DAMAGE as error:
+            raise UserError(f"{path}: expected whole arrays, got a damaged archive ({error})") from error

@@ -1,0 +1,121 @@
+"""Several processes that train one network together: who we are, and sums over all of us. Alone, everything is itself.
+
+Processes are started by torchrun, which tells each its rank; `joined` makes them a group (NCCL on CUDA, else Gloo).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+PATIENCE = timedelta(hours=6)
+"""How long processes wait for each other; what only the first one does (reading a large file) may take long."""
+
+_apart: ContextVar[bool] = ContextVar("apart", default=False)
+
+
+def together() -> bool:
+    """Whether this process belongs to a group, and is not working apart from it."""
+    return dist.is_available() and dist.is_initialized() and not _apart.get()
+
+
+@contextmanager
+def apart() -> Iterator[None]:
+    """Inside, this process works as if it were alone."""
+    token = _apart.set(True)
+    try:
+        yield
+    finally:
+        _apart.reset(token)
+
+
+def world() -> int:
+    """How many processes train together."""
+    return dist.get_world_size() if together() else 1
+
+
+def rank() -> int:
+    """Which of them this one is, from 0."""
+    return dist.get_rank() if together() else 0
+
+
+def leads() -> bool:
+    """Whether this process writes files and talks: the first, or the only one."""
+    return rank() == 0
+
+
+@contextmanager
+def joined(device: str = "cpu") -> Iterator[str]:
+    """Inside, the processes that torchrun started are a group; yields this one's device (cuda: the card of its rank).
+
+    Started by hand, a process is alone and keeps its device.
+    """
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1 or together():
+        yield device
+        return
+    on_cards = device == "cuda"
+    if on_cards:
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if on_cards else "gloo", timeout=PATIENCE)
+    try:
+        yield device
+    finally:
+        dist.destroy_process_group()
+
+
+@torch.no_grad()
+def add(tensors: Iterable[Tensor]) -> None:
+    """Each tensor becomes its sum over the processes, in place; those of one kind travel as one message."""
+    if not together():
+        return
+    kinds: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
+    for tensor in tensors:
+        kinds.setdefault((tensor.dtype, tensor.device), []).append(tensor)
+    for some in kinds.values():
+        flat = torch.cat([t.flatten() for t in some])
+        dist.all_reduce(flat)
+        for tensor, total in zip(some, flat.split([t.numel() for t in some]), strict=True):
+            tensor.copy_(total.view_as(tensor))
+
+
+def average(tensors: Iterable[Tensor]) -> None:
+    """Each tensor becomes its mean over the processes, in place."""
+    if together():
+        tensors = list(tensors)
+        add(tensors)
+        for tensor in tensors:
+            tensor.div_(world())
+
+
+def total(number: float) -> float:
+    """The sum of a number over the processes."""
+    if not together():
+        return number
+    on_cards = dist.get_backend() == "nccl"
+    found = torch.tensor([number], dtype=torch.float64, device="cuda" if on_cards else "cpu")
+    dist.all_reduce(found)
+    return found.item()
+
+
+def told(thing: Any) -> Any:
+    """What the first process knows, in every process."""
+    if not together():
+        return thing
+    box = [thing]
+    dist.broadcast_object_list(box)
+    return box[0]
+
+
+def wait() -> None:
+    """Returns when every process has come here."""
+    if together():
+        dist.barrier()

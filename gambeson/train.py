@@ -1,0 +1,257 @@
+"""`gambeson train`: a robust classifier from a labelled image set, alone or with synthetic images that lie somewhere.
+
+Under torchrun every process runs this; the first one reads, writes and talks.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gambeson import canonical, distributed, overrides
+from gambeson.data.datasets import Data, Digits, door
+from gambeson.data.imageset import ImageSet
+from gambeson.data.peers import PeerImages, import_images, is_peer, open_peer
+from gambeson.data.synthetic import Chosen, SyntheticStore, open_synthetic
+from gambeson.errors import require
+from gambeson.models.card import Metric
+from gambeson.models.classifiers import load_classifier
+from gambeson.models.files import load_tensors
+from gambeson.models.resnet import ResNetSpec
+from gambeson.models.wideresnet import WideResNetSpec
+from gambeson.options import MACHINE_OPTIONS, take, take_machine, take_runs
+from gambeson.processes import cores
+from gambeson.recipe import fill_threat
+from gambeson.recipes.training import TRAININGS, steps, training_preset
+from gambeson.store import Artifact, Machine, Store
+from gambeson.threat import ThreatModel
+from gambeson.training.classifier import Checkpoint, ClassifierTraining, check_network, train_classifier
+
+DEFAULT = "fast"
+"""The preset, where none is named."""
+SMALL = 24
+"""Images with shorter sides get the small network, unless another is asked for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """A classifier's training alone."""
+
+    data: Data = Digits()  # the labelled images
+    threat: ThreatModel = ThreatModel()  # what the attacker may do
+    seed: int = 0  # seed of weights, batches and attacks
+    classifier: ClassifierTraining = ClassifierTraining()  # the network and how it is trained
+
+
+USAGE = """usage: gambeson train --data NAME|FOLDER|FILE.npz [OPTIONS]
+
+Trains a robust classifier on a labelled image set, alone or with synthetic images. Stop it at any time; the same
+command goes on. On several GPUs: torchrun --nproc-per-node N -m gambeson train ... --device cuda
+
+options, besides every field of the training (gambeson train --data digits --help lists them):
+  --data D         digits, cifar10, cifar10-16; a folder with a folder of images for each class; an .npz file
+  --data-root DIR  where named image sets lie (default ./data or $GAMBESON_DATA)
+  --synthetic S    images to mix in: a store of `gambeson generate`; .npz files of EDM-AT (image, label) or CDP
+                   (arr_0, arr_1); a .bin with labels in an .npy beside it (PORT)
+  --from C         a classifier to start from: a folder of this command, or a classifier.safetensors
+  --preset NAME    whose training: {presets} (default {default})
+  --threat T       what the attacker may do, such as linf:8/255 or l2:128/255 (default linf:8/255)
+  --epochs E       length, in passes of --classifier.epoch_images images (50,000), in place of the preset's
+  --out DIR        where the classifier goes, a folder with weights, config and model card (default RUNS/models/...)
+{machine}"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What the command line asked for."""
+
+    training: Training
+    preset: str
+    synthetic: Path | None
+    start: Path | None
+    runs: Path
+    machine: Machine
+    out: Path | None
+
+
+def read(argv: list[str]) -> Asked:
+    """The words of the command. Raises UserError: what was expected, what came, the fix."""
+    words = list(argv)
+    data, root = take(words, "--data"), take(words, "--data-root")
+    synthetic, start = take(words, "--synthetic"), take(words, "--from")
+    name, threat, epochs, out = (take(words, f"--{word}") for word in ("preset", "threat", "epochs", "out"))
+    runs, machine = take_runs(words), take_machine(words)
+    require(data is not None, "--data", "an image set: a name, a folder or an .npz file", data)
+    assert data is not None
+    if root is not None:
+        os.environ["GAMBESON_DATA"] = root
+    chosen = training_preset(name or DEFAULT)
+    default = Training(
+        data=door(data), classifier=chosen.classifier, threat=ThreatModel.parse(threat) if threat else ThreatModel()
+    )
+    default = replace(default, classifier=_as_long(default.classifier, epochs))
+    training = overrides.parse(default, words, prog=f"gambeson train --data {data}")
+    where, begin = (None if word is None else Path(word) for word in (synthetic, start))
+    require(where is None or where.exists(), "--synthetic", "a store of images or a file with them", synthetic)
+    require(begin is None or begin.exists(), "--from", "a folder or a file with a classifier's weights", start)
+    place = None if out is None else Path(out)
+    require(place is None or not place.exists(), "--out", "a path where nothing lies yet", out)
+    return Asked(
+        training=training, preset=name or DEFAULT, synthetic=where, start=begin, runs=runs, machine=machine, out=place
+    )
+
+
+def _as_long(classifier: ClassifierTraining, epochs: str | None) -> ClassifierTraining:
+    """The training with as many steps as these epochs have."""
+    if epochs is None:
+        return classifier
+    try:
+        length = float(epochs)
+    except ValueError:
+        length = 0.0
+    require(0 < length < float("inf"), "--epochs", "a number above 0", epochs)
+    fitted = classifier.optimisation
+    count = steps(length, fitted.batch_size, classifier.epoch_images)
+    return replace(classifier, optimisation=replace(fitted, steps=count))
+
+
+def fitting(training: Training, real: ImageSet, preset: str) -> Training:
+    """The preset's network made to fit: the small one for small images, one mean for images of one channel.
+
+    A network that was asked for stays as it is.
+    """
+    given, classifier = training_preset(preset).classifier.network, training.classifier
+    if classifier.network != given:
+        return training
+    if min(real.shape[1:]) < SMALL:
+        network: Any = ResNetSpec()
+    elif real.shape[0] == 1 and isinstance(given, WideResNetSpec):
+        network = replace(given, mean=(0.5,), std=(0.25,))
+    else:
+        return training
+    return replace(training, classifier=replace(classifier, network=network))
+
+
+@contextmanager
+def _screen() -> Iterator[Any]:
+    """Shows how far stages are; silent in all processes but the first."""
+    if not distributed.leads():
+        yield lambda stage, done, total: None
+        return
+    from rich.console import Console
+
+    from gambeson.engine import News
+    from gambeson.screen import ProgressScreen
+
+    with ProgressScreen(Console()) as screen:
+        yield lambda stage, done, total: screen.show(News("train", stage, done, total))
+
+
+def _threads(machine: Machine) -> int:
+    """Threads of this process: the cores there are, shared by the processes of this machine."""
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return max(min(machine.workers, cores()) // local, 1)
+
+
+def train(argv: list[str]) -> None:
+    """gambeson train --data NAME|FOLDER|FILE.npz [OPTIONS]"""
+    if not argv or argv[0] in ("--help", "-h"):
+        presets = "".join(f"\n{'':19}{name:7} {TRAININGS[name]().about}" for name in TRAININGS)
+        print(USAGE.format(presets=presets, default=DEFAULT, machine=MACHINE_OPTIONS))
+        return
+    asked = read(argv)
+    with distributed.joined(asked.machine.device) as device:
+        asked = replace(asked, machine=replace(asked.machine, device=device))
+        torch.set_num_threads(_threads(asked.machine))
+        real = asked.training.data.load()
+        training = fitting(asked.training, real, asked.preset)
+        made = _make(asked, training, real)
+        if distributed.leads():
+            _deliver(asked, training, real, made)
+
+
+def _make(asked: Asked, training: Training, real: ImageSet) -> Artifact:
+    """The stages: images of others become a store, then the training."""
+    spec, runs = fill_threat(training.classifier, training.threat), asked.runs.resolve()
+    check_network(spec.network, real)
+    with _screen() as report:
+        once: Callable[..., Artifact] = Store(runs, report, asked.machine).once
+        chosen: Artifact | SyntheticStore | Chosen | None = None
+        if asked.synthetic is not None and is_peer(asked.synthetic):
+            images = _others(asked.synthetic, real)
+            chosen = once(import_images, images.reading, images.source)
+        elif asked.synthetic is not None:
+            chosen = open_synthetic(asked.synthetic)
+        start = () if asked.start is None else (Checkpoint(str(asked.start)),)
+        return once(train_classifier, spec, real, chosen, *start, seed=training.seed)
+
+
+def _others(path: Path, real: ImageSet) -> PeerImages:
+    """A published set's file. UserError, before it is read, for images of another size."""
+    wanted = (*real.shape[1:], real.shape[0])
+    images = PeerImages(path=str(path), shape=wanted if path.suffix == ".bin" else None)
+    found = open_peer(path, images.shape).shape
+    have = f"{wanted[0]} x {wanted[1]} pixels of {wanted[2]} channels, as {real.name} has"
+    require(found == wanted, "--synthetic", f"images of {have}", found)
+    return images
+
+
+def _deliver(asked: Asked, training: Training, real: ImageSet, made: Artifact) -> None:
+    """What came out, on the screen and as a folder that others can load."""
+    path = made.file("classifier.safetensors")
+    header = load_tensors(path)[1]
+    kept = next(record for record in header["log"] if record["step"] == header["selection"]["kept"])
+    folder = asked.out or asked.runs / "models" / f"{real.name}-{asked.preset}-{made.digest[:10]}"
+    if not folder.exists():
+        count, attack = len(real.validation), f"PGD-{training.classifier.validation_steps}, {training.threat}"
+        metrics = (
+            Metric(name="clean accuracy, images held out of train", value=kept["clean"], n=count),
+            Metric(name=f"robust accuracy ({attack}), images held out of train", value=kept["robust"], n=count),
+        )
+        load_classifier(path).save_pretrained(
+            folder,
+            shape=real.shape,
+            class_names=real.class_names,
+            data=real.name,
+            additional_data=None if asked.synthetic is None else asked.synthetic.name,
+            threat=training.threat,
+            recipe_digest=canonical.digest(training),
+            metrics=metrics,
+            limits=LIMITS,
+        )
+    _tell(header, kept, len(real.validation))
+    print(f"classifier: {folder.resolve()}\ncurves: {(made.folder / 'log.jsonl').resolve()}")
+    print(f"        tensorboard --logdir {made.folder.resolve()}")
+
+
+LIMITS = (
+    "Its robustness was measured in training only, by a short PGD on images held out of the training set; that number "
+    "is an upper bound of what AutoAttack leaves. Measure it on test images before you rely on it."
+)
+
+
+def _tell(header: dict[str, Any], kept: dict[str, Any], count: int) -> None:
+    selection = header["selection"]
+    print(
+        f"step {kept['step']}: clean {kept['clean']:.1%}, robust {kept['robust']:.1%} on {count} images held out of "
+        f"train; best {selection['best']:.1%}, last {selection['last']:.1%}: robust overfitting "
+        f"{100 * selection['best_minus_last']:.1f} points"
+    )
+
+
+def main() -> int:
+    """`python -m gambeson.train`, for machines that lack what the other commands need."""
+    from gambeson.cli import main as command_line
+
+    return command_line(["train", *sys.argv[1:]])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

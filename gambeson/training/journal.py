@@ -1,0 +1,48 @@
+"""What a training tells while it runs: JSON lines and TensorBoard events beside its state, taken up again on resume."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+from gambeson import distributed
+from gambeson.store import atomic
+
+EVENTS = "tensorboard"
+"""Folder of the events, inside the stage's own: `tensorboard --logdir runs/stages` shows all."""
+
+
+class Journal:
+    """Curves of one training: log.jsonl, and TensorBoard events where the package is installed."""
+
+    def __init__(self, folder: Path, log: list[dict[str, Any]], step: int) -> None:
+        """Goes on after `log`, the records up to `step`; what an interrupted attempt wrote after it is dropped."""
+        self.path, self.events = folder / "log.jsonl", None
+        if not distributed.leads():
+            return
+        with atomic(self.path) as temporary:
+            temporary.write_text("".join(json.dumps(record) + "\n" for record in log), encoding="utf-8")
+        try:
+            writers = importlib.import_module("torch.utils.tensorboard")
+        except ImportError:
+            return  # the JSON lines hold the same; a GPU machine may lack the package
+        self.events = writers.SummaryWriter(str(folder / EVENTS), purge_step=step)
+
+    def write(self, record: dict[str, Any]) -> None:
+        """One record: `step` and numbers."""
+        if not distributed.leads():
+            return
+        with open(self.path, "a", encoding="utf-8") as handle:
+            handle.write(json.dumps(record) + "\n")
+        if self.events is not None:
+            for name, value in record.items():
+                if name != "step":
+                    self.events.add_scalar(name, value, record["step"])
+            self.events.flush()
+
+    def close(self) -> None:
+        """No more records."""
+        if self.events is not None:
+            self.events.close()
