@@ -26,10 +26,10 @@ from gambeson.models.classifiers import load_classifier
 from gambeson.models.files import load_tensors
 from gambeson.models.resnet import ResNetSpec
 from gambeson.models.wideresnet import WideResNetSpec
-from gambeson.options import MACHINE_OPTIONS, take, take_machine, take_runs
+from gambeson.options import take, take_machine, take_runs
 from gambeson.processes import cores
 from gambeson.recipe import fill_threat
-from gambeson.recipes.training import TRAININGS, steps, training_preset
+from gambeson.recipes.training import TRAININGS, aimed, steps, training_preset
 from gambeson.store import Artifact, Machine, Store
 from gambeson.threat import ThreatModel
 from gambeson.training.classifier import Checkpoint, ClassifierTraining, check_network, train_classifier
@@ -61,11 +61,15 @@ options, besides every field of the training (gambeson train --data digits --hel
   --synthetic S    images to mix in: a store of `gambeson generate`; .npz files of EDM-AT (image, label) or CDP
                    (arr_0, arr_1); a .bin with labels in an .npy beside it (PORT)
   --from C         a classifier to start from: a folder of this command, or a classifier.safetensors
-  --preset NAME    whose training: {presets} (default {default})
-  --threat T       what the attacker may do, such as linf:8/255 or l2:128/255 (default linf:8/255)
+  --preset NAME    whose training (default {default}): {presets}
+  --threat T       what the attacker may do, such as linf:8/255 (default) or l2:128/255; the preset's inner steps
+                   keep their proportion to it
   --epochs E       length, in passes of --classifier.epoch_images images (50,000), in place of the preset's
   --out DIR        where the classifier goes, a folder with weights, config and model card (default RUNS/models/...)
-{machine}"""
+  --runs DIR       where trainings live (default ./runs or $GAMBESON_RUNS)
+  --device D       cpu (default), cuda, cuda:1, mps; also $GAMBESON_DEVICE
+  --workers N      threads on a CPU (default: its cores; more than are free make it many times slower)
+  --compile        torch.compile: needs a C++ compiler on a CPU, pays off in long runs"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,11 +96,10 @@ def read(argv: list[str]) -> Asked:
     assert data is not None
     if root is not None:
         os.environ["GAMBESON_DATA"] = root
-    chosen = training_preset(name or DEFAULT)
-    default = Training(
-        data=door(data), classifier=chosen.classifier, threat=ThreatModel.parse(threat) if threat else ThreatModel()
-    )
-    default = replace(default, classifier=_as_long(default.classifier, epochs))
+    ball = ThreatModel.parse(threat) if threat else ThreatModel()
+    classifier = _as_long(training_preset(name or DEFAULT).classifier, epochs)
+    classifier = replace(classifier, loss=aimed(classifier.loss, ball))
+    default = Training(data=door(data), classifier=classifier, threat=ball)
     training = overrides.parse(default, words, prog=f"gambeson train --data {data}")
     where, begin = (None if word is None else Path(word) for word in (synthetic, start))
     require(where is None or where.exists(), "--synthetic", "a store of images or a file with them", synthetic)
@@ -164,7 +167,7 @@ def train(argv: list[str]) -> None:
     """gambeson train --data NAME|FOLDER|FILE.npz [OPTIONS]"""
     if not argv or argv[0] in ("--help", "-h"):
         presets = "".join(f"\n{'':19}{name:7} {TRAININGS[name]().about}" for name in TRAININGS)
-        print(USAGE.format(presets=presets, default=DEFAULT, machine=MACHINE_OPTIONS))
+        print(USAGE.format(presets=presets, default=DEFAULT))
         return
     asked = read(argv)
     with distributed.joined(asked.machine.device) as device:

@@ -26,8 +26,8 @@ from gambeson.models.classifiers import load_classifier
 from gambeson.models.files import load_tensors
 from gambeson.models.resnet import ResNetSpec
 from gambeson.models.wideresnet import WideResNetSpec
-from gambeson.recipes.training import TRAININGS, steps, training_preset
-from gambeson.robustness.losses import AWP, MART, SCORE, TRADES, Curriculum, PGDAdversarial
+from gambeson.recipes.training import TRAININGS, aimed, steps, training_preset
+from gambeson.robustness.losses import AWP, MART, SCORE, TRADES, Curriculum, PGDAdversarial, Plain
 from gambeson.store import RESUME, Store, Workspace
 from gambeson.threat import ThreatModel
 from gambeson.training import classifier
@@ -132,6 +132,15 @@ def test_presets_name_whose_choice_is_whose() -> None:
     assert edm.optimisation.schedule == OneCycle(held=98)
     for p in (irgd, edm, cdp):
         assert p.network == WideResNetSpec(depth=28, width=10, activation="silu")
+
+
+def test_inner_steps_keep_their_proportion_to_the_threat() -> None:
+    """2 of 8 at linf; at L2 15 of 128; inside wrappers too."""
+    loss = TRADES(step_size=2 / 255)
+    assert aimed(loss, ThreatModel(epsilon=0.16)).step_size == pytest.approx(0.04)
+    assert aimed(loss, ThreatModel(norm="l2", epsilon=0.5)).step_size == pytest.approx(0.5 * 15 / 128)
+    assert aimed(Curriculum(loss=AWP(loss=loss)), ThreatModel(epsilon=0.16)).loss.loss.step_size == pytest.approx(0.04)
+    assert aimed(Plain(), ThreatModel()) == Plain()
 
 
 @pytest.mark.parametrize("name", TRAININGS)

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from gambeson.data.augment import PadCrop
 from gambeson.errors import unknown
 from gambeson.models.wideresnet import WideResNetSpec
-from gambeson.robustness.losses import TRADES, AdamSteps
-from gambeson.training.classifier import ClassifierTraining
+from gambeson.robustness.losses import AWP, TRADES, AdamSteps, Curriculum, Plain
+from gambeson.threat import ThreatModel
+from gambeson.training.classifier import ClassifierTraining, RobustLosses
 from gambeson.training.loop import Optimisation
 from gambeson.training.schedule import OneCycle
 
@@ -34,6 +36,22 @@ class TrainingPreset:
 def steps(epochs: float, batch_size: int, images: int = EPOCH) -> int:
     """Gradient steps of so many epochs; a started batch counts."""
     return max(round(epochs * -(-images // batch_size)), 1)
+
+
+PIXELS = {"linf": (8 / 255, 2 / 255), "l2": (128 / 255, 15 / 255)}
+"""Norm -> the radius that the papers train for, and their step of the inner attack there (L2's is remembered)."""
+
+Loss = TypeVar("Loss", bound=RobustLosses)
+
+
+def aimed(loss: Loss, threat: ThreatModel) -> Loss:
+    """A preset's loss for this threat: inner steps in the same proportion to epsilon as its own for linf 8/255."""
+    if isinstance(loss, (AWP, Curriculum)):
+        return replace(loss, loss=aimed(loss.loss, threat))
+    if isinstance(loss, Plain):
+        return loss
+    radius, step = PIXELS[threat.norm]
+    return replace(loss, step_size=loss.step_size / PIXELS["linf"][1] * step / radius * threat.epsilon)
 
 
 _CROP = PadCrop(padding=4, flip=True)
