@@ -286,6 +286,16 @@ def test_page_is_whole_small_and_self_contained(html):
     assert all(after <= before + 1 for before, after in itertools.pairwise(levels))
 
 
+def test_the_page_says_what_robust_overfitting_cost():
+    """Two runs of an arm whose best look at the validation images was 4 and 2 points above the last: 3.0."""
+    curves = [
+        dataclasses.replace(training(n, 0.0), validation_robust=[0.2, 0.5, 0.5 - lost])
+        for n, lost in ((0, 0.04), (1, 0.02))
+    ]
+    arms = (ArmMaterial(key="real", title="real only", rows=None, curves=tuple(curves)),)
+    assert page._overfitting(arms) == "Robust overfitting, best minus last in points: real only 3.0."
+
+
 def test_ids_are_unique_and_links_arrive(html):
     ids = re.findall(r'\sid="([^"]+)"', html)
     assert len(ids) == len(set(ids))

@@ -157,8 +157,20 @@ def _training(arms: Sequence[ArmMaterial], looks: dict[str, Look]) -> list[Chart
     for column in ("clean", "robust"):
         ends = [f"{a.title} {_last(a, column)}" for a in arms if a.curves]
         label = f"Line chart of {column} validation accuracy by step. At the end: {'; '.join(ends)}."
-        panels.append(Chart(f"Validation, {column}", Markup(charts.validation(curves, column, label))))
+        caption = _overfitting(arms) if column == "robust" else ""
+        panels.append(Chart(f"Validation, {column}", Markup(charts.validation(curves, column, label)), caption))
     return panels
+
+
+def _overfitting(arms: Sequence[ArmMaterial]) -> str:
+    """Best minus last robust validation accuracy of each arm, the mean of its runs (Rice et al. 2020)."""
+    lost = [
+        (arm.title, [100 * (max(c.validation_robust) - c.validation_robust[-1]) for c in arm.curves])
+        for arm in arms
+        if arm.curves and all(c.validation_robust for c in arm.curves)
+    ]
+    told = [f"{title} {sum(points) / len(points):.1f}" for title, points in lost]
+    return f"Robust overfitting, best minus last in points: {'; '.join(told)}." if told else ""
 
 
 def _last(arm: ArmMaterial, column: str) -> str:
