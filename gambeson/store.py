@@ -12,7 +12,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,9 +28,7 @@ from gambeson.types import Progress, silent
 
 RESUME = "state.safetensors"
 """What an unfinished stage goes on from; removed when it is finished."""
-BEST = "best.safetensors"
-"""The best weights of an unfinished training, where they are to be kept; removed with the state."""
-NO_RESULTS = ("attempts.json", "log.jsonl", "not_finite.json", RESUME, BEST)
+NO_RESULTS = ("attempts.json", "log.jsonl", "not_finite.json", RESUME)
 """Files of a stage's folder that say how it went, or were needed on the way."""
 
 
@@ -134,7 +132,9 @@ class Machine:
             self._probe()
 
     def _probe(self) -> None:
-        """UserError where there is no such device."""
+        """UserError where there is no such device; a process of several looks at its own card, when it knows it."""
+        if self.device == "cuda" and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+            return
         try:
             torch.zeros(1, device=self.device)
         except (RuntimeError, AssertionError) as error:
@@ -154,17 +154,18 @@ def make_repeatable(machine: Machine) -> None:
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False  # float32 means float32
 
 
-def execution(machine: Machine = Machine(), config: Any = None) -> dict[str, Any]:
+def execution(machine: Machine = Machine(), config: Any = None, together: bool = False) -> dict[str, Any]:
     """What bit-identity depends on besides the recipe (METHOD 1.3): recorded beside every stage.
 
     `config` is the stage's part of the recipe in plain form, which says whether it computes in lower precision.
+    `together`: the stage computes in this process (and its like), not in workers of one thread.
     """
     on_gpu = machine.device.startswith("cuda")
     return {
         "torch": torch.__version__,
         "device": torch.cuda.get_device_name(machine.device) if on_gpu else machine.device,
         "dtype": "bfloat16" if '"bfloat16"' in json.dumps(config) else "float32",
-        "threads": 1 if machine.workers > 1 else torch.get_num_threads(),  # of each worker
+        "threads": 1 if machine.workers > 1 and not together else torch.get_num_threads(),  # of each process
         "machine": platform.machine(),
         "micro_batch": machine.micro_batch,
         "compiled": machine.compile,
@@ -268,7 +269,7 @@ class Store:
             "stage": stage.name,
             "revision": stage.revision,
             "config": canonical.plain(config, drop_neutral=True),
-            "inputs": [i.digest if i is not None else None for i in inputs],
+            "inputs": distributed.told(_digests(inputs) if distributed.leads() else None),
             "seed": seed,
         }
         digest = canonical.digest(asked)
@@ -307,7 +308,7 @@ class Store:
             return
         sweep(artifact.folder)
         attempts = _attempts(artifact.folder)
-        execution_now = execution(self.machine, asked["config"])
+        execution_now = execution(self.machine, asked["config"], stage.together)
         write_json(artifact.folder / "attempts.json", [*attempts, {"began": time.time(), **execution_now}])
         start = time.monotonic()
         reset_peak_memory()
@@ -326,8 +327,11 @@ class Store:
             "files": {p.name: checksum(p) for p in sorted(artifact.folder.iterdir()) if _is_result(p)},
         }
         write_json(artifact.folder / "done.json", record)
-        for name in (RESUME, BEST):
-            (artifact.folder / name).unlink(missing_ok=True)
+        (artifact.folder / RESUME).unlink(missing_ok=True)
+
+
+def _digests(inputs: Iterable[Digested | None]) -> list[str | None]:
+    return [i.digest if i is not None else None for i in inputs]
 
 
 def _attempts(folder: Path) -> list[dict[str, Any]]:

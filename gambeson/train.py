@@ -11,11 +11,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
-from gambeson import canonical, distributed, overrides
+from gambeson import distributed
+from gambeson.data.augment import PadCrop
 from gambeson.data.datasets import Data, Digits, door
 from gambeson.data.imageset import ImageSet
 from gambeson.data.peers import PeerImages, import_images, is_peer, open_peer
@@ -24,18 +25,22 @@ from gambeson.errors import require
 from gambeson.models.card import Metric
 from gambeson.models.classifiers import load_classifier
 from gambeson.models.files import load_tensors
+from gambeson.models.preact_resnet import PreActResNetSpec
 from gambeson.models.resnet import ResNetSpec
 from gambeson.models.wideresnet import WideResNetSpec
 from gambeson.options import take, take_machine, take_runs
 from gambeson.processes import cores
 from gambeson.recipe import fill_threat
-from gambeson.recipes.training import TRAININGS, aimed, steps, training_preset
-from gambeson.store import Artifact, Machine, Store
+from gambeson.recipes.training import TRAININGS, steps, training_preset
+from gambeson.store import Artifact, Machine, Store, open_folder
 from gambeson.threat import ThreatModel
-from gambeson.training.classifier import Checkpoint, ClassifierTraining, check_network, train_classifier
+from gambeson.training.classifier import Checkpoint, ClassifierTraining, Networks, check_network, train_classifier
+from gambeson.training.schedule import OneCycle
 
 DEFAULT = "fast"
 """The preset, where none is named."""
+TINY = 12
+"""Images with shorter sides get half of the small network's width."""
 SMALL = 24
 """Images with shorter sides get the small network, unless another is asked for."""
 
@@ -62,9 +67,9 @@ options, besides every field of the training (gambeson train --data digits --hel
                    (arr_0, arr_1); a .bin with labels in an .npy beside it (PORT)
   --from C         a classifier to start from: a folder of this command, or a classifier.safetensors
   --preset NAME    whose training (default {default}): {presets}
-  --threat T       what the attacker may do, such as linf:8/255 (default) or l2:128/255; the preset's inner steps
-                   keep their proportion to it
-  --epochs E       length, in passes of --classifier.epoch_images images (50,000), in place of the preset's
+  --threat T       what the attacker may do, such as linf:8/255 (default) or l2:128/255; the inner steps keep
+                   their proportion to it (irgd's Adam excepted)
+  --epochs E       length, in passes of --classifier.epoch_images images (50,000), synthetic ones counted
   --out DIR        where the classifier goes, a folder with weights, config and model card (default RUNS/models/...)
   --runs DIR       where trainings live (default ./runs or $GAMBESON_RUNS)
   --device D       cpu (default), cuda, cuda:1, mps; also $GAMBESON_DEVICE
@@ -74,10 +79,11 @@ options, besides every field of the training (gambeson train --data digits --hel
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """What the command line asked for."""
+    """What the command line asked for; `said`: the fields of the classifier that it named."""
 
     training: Training
     preset: str
+    said: frozenset[str]
     synthetic: Path | None
     start: Path | None
     runs: Path
@@ -96,23 +102,40 @@ def read(argv: list[str]) -> Asked:
     assert data is not None
     if root is not None:
         os.environ["GAMBESON_DATA"] = root
-    ball = ThreatModel.parse(threat) if threat else ThreatModel()
-    classifier = _as_long(training_preset(name or DEFAULT).classifier, epochs)
-    classifier = replace(classifier, loss=aimed(classifier.loss, ball))
-    default = Training(data=door(data), classifier=classifier, threat=ball)
-    training = overrides.parse(default, words, prog=f"gambeson train --data {data}")
+    default = Training(
+        data=door(data),
+        classifier=training_preset(name or DEFAULT).classifier,
+        threat=ThreatModel.parse(threat) if threat else ThreatModel(),
+    )
+    training = _overridden(default, words, f"gambeson train --data {data}")
+    training = replace(training, classifier=_as_long(training.classifier, epochs, words))
     where, begin = (None if word is None else Path(word) for word in (synthetic, start))
     require(where is None or where.exists(), "--synthetic", "a store of images or a file with them", synthetic)
     require(begin is None or begin.exists(), "--from", "a folder or a file with a classifier's weights", start)
     place = None if out is None else Path(out)
-    require(place is None or not place.exists(), "--out", "a path where nothing lies yet", out)
-    return Asked(
-        training=training, preset=name or DEFAULT, synthetic=where, start=begin, runs=runs, machine=machine, out=place
-    )
+    empty = place is None or not place.exists() or (place.is_dir() and not any(place.iterdir()))
+    require(empty, "--out", "a path where nothing lies yet", out)
+    if place is not None:
+        open_folder(place.parent)
+    accumulate = "nothing: --classifier.optimisation.accumulate is in how many parts a batch goes through the network"
+    require(machine.micro_batch is None, "--micro-batch", accumulate, machine.micro_batch)
+    said = frozenset(word.split(".")[1].partition("=")[0] for word in words if word.startswith("--classifier."))
+    files = {"synthetic": where, "start": begin, "out": place}
+    return Asked(training=training, preset=name or DEFAULT, said=said, runs=runs, machine=machine, **files)
 
 
-def _as_long(classifier: ClassifierTraining, epochs: str | None) -> ClassifierTraining:
-    """The training with as many steps as these epochs have."""
+def _overridden(default: Training, words: list[str], prog: str) -> Training:
+    """The training with every field that the words set; without any, what reads them is not needed."""
+    if not words:
+        return default
+    from gambeson import overrides
+
+    return overrides.parse(default, words, prog=prog)
+
+
+def _as_long(classifier: ClassifierTraining, epochs: str | None, words: list[str]) -> ClassifierTraining:
+    """The training with as many steps as these epochs have; a one-cycle rate holds for one of them."""
+    fitted = classifier.optimisation
     if epochs is None:
         return classifier
     try:
@@ -120,26 +143,36 @@ def _as_long(classifier: ClassifierTraining, epochs: str | None) -> ClassifierTr
     except ValueError:
         length = 0.0
     require(0 < length < float("inf"), "--epochs", "a number above 0", epochs)
-    fitted = classifier.optimisation
+    both = any(word.startswith("--classifier.optimisation.steps") for word in words)
+    require(not both, "--epochs", "no --classifier.optimisation.steps beside it: either says how long", epochs)
+    each = steps(1.0, fitted.batch_size, classifier.epoch_images)
+    if isinstance(fitted.schedule, OneCycle):
+        fitted = replace(fitted, schedule=replace(fitted.schedule, held=each))
     count = steps(length, fitted.batch_size, classifier.epoch_images)
     return replace(classifier, optimisation=replace(fitted, steps=count))
 
 
-def fitting(training: Training, real: ImageSet, preset: str) -> Training:
-    """The preset's network made to fit: the small one for small images, one mean for images of one channel.
+def fitting(asked: Asked, real: ImageSet) -> Training:
+    """The preset's network and crop made to fit the images; what was asked for stays as it is.
 
-    A network that was asked for stays as it is.
+    Images below `SMALL` pixels get the small network, images of one channel one mean; the crop's padding is an eighth
+    of the side, as 4 is of 32.
     """
-    given, classifier = training_preset(preset).classifier.network, training.classifier
-    if classifier.network != given:
-        return training
-    if min(real.shape[1:]) < SMALL:
-        network: Any = ResNetSpec()
-    elif real.shape[0] == 1 and isinstance(given, WideResNetSpec):
-        network = replace(given, mean=(0.5,), std=(0.25,))
-    else:
-        return training
-    return replace(training, classifier=replace(classifier, network=network))
+    training, side = asked.training, min(real.shape[1:])
+    classifier = training.classifier
+    if "augment" not in asked.said and classifier.augment == PadCrop(padding=4):
+        classifier = replace(classifier, augment=PadCrop(padding=max(side // 8, 1)))
+    if "network" not in asked.said:
+        classifier = replace(classifier, network=_network_for(classifier.network, real.shape[0], side))
+    return replace(training, classifier=classifier)
+
+
+def _network_for(given: Networks, channels: int, side: int) -> Networks:
+    if side < SMALL:
+        return ResNetSpec(width=16 if side < TINY else 32)
+    if channels == 1 and isinstance(given, WideResNetSpec | PreActResNetSpec):
+        return replace(given, mean=(0.5,), std=(0.25,))
+    return given
 
 
 @contextmanager
@@ -165,8 +198,9 @@ def _threads(machine: Machine) -> int:
 
 def train(argv: list[str]) -> None:
     """gambeson train --data NAME|FOLDER|FILE.npz [OPTIONS]"""
-    if not argv or argv[0] in ("--help", "-h"):
-        presets = "".join(f"\n{'':19}{name:7} {TRAININGS[name]().about}" for name in TRAININGS)
+    asks, named = {"--help", "-h"} & set(argv), any(word.startswith("--data") for word in argv)
+    if not argv or (asks and not named):
+        presets = "".join(map(_described, TRAININGS))
         print(USAGE.format(presets=presets, default=DEFAULT))
         return
     asked = read(argv)
@@ -174,16 +208,27 @@ def train(argv: list[str]) -> None:
         asked = replace(asked, machine=replace(asked.machine, device=device))
         torch.set_num_threads(_threads(asked.machine))
         real = asked.training.data.load()
-        training = fitting(asked.training, real, asked.preset)
+        training = fitting(asked, real)
+        if training.classifier.network != asked.training.classifier.network and distributed.leads():
+            print(f"images of {real.shape[1]} x {real.shape[2]} pixels: the network is {training.classifier.network}")
         made = _make(asked, training, real)
         if distributed.leads():
             _deliver(asked, training, real, made)
+
+
+def _described(name: str) -> str:
+    """A preset's lines of the help."""
+    preset = training_preset(name)
+    return f"\n{'':19}{name:7} {preset.about}\n{'':27}published: {preset.published}"
 
 
 def _make(asked: Asked, training: Training, real: ImageSet) -> Artifact:
     """The stages: images of others become a store, then the training."""
     spec, runs = fill_threat(training.classifier, training.threat), asked.runs.resolve()
     check_network(spec.network, real)
+    start = () if asked.start is None else (Checkpoint(str(asked.start)),)
+    for each in start:
+        each.fitting(spec.network.build(real.shape[0], len(real.class_names)))
     with _screen() as report:
         once: Callable[..., Artifact] = Store(runs, report, asked.machine).once
         chosen: Artifact | SyntheticStore | Chosen | None = None
@@ -192,7 +237,6 @@ def _make(asked: Asked, training: Training, real: ImageSet) -> Artifact:
             chosen = once(import_images, images.reading, images.source)
         elif asked.synthetic is not None:
             chosen = open_synthetic(asked.synthetic)
-        start = () if asked.start is None else (Checkpoint(str(asked.start)),)
         return once(train_classifier, spec, real, chosen, *start, seed=training.seed)
 
 
@@ -212,32 +256,38 @@ def _deliver(asked: Asked, training: Training, real: ImageSet, made: Artifact) -
     header = load_tensors(path)[1]
     kept = next(record for record in header["log"] if record["step"] == header["selection"]["kept"])
     folder = asked.out or asked.runs / "models" / f"{real.name}-{asked.preset}-{made.digest[:10]}"
-    if not folder.exists():
-        count, attack = len(real.validation), f"PGD-{training.classifier.validation_steps}, {training.threat}"
-        metrics = (
-            Metric(name="clean accuracy, images held out of train", value=kept["clean"], n=count),
-            Metric(name=f"robust accuracy ({attack}), images held out of train", value=kept["robust"], n=count),
-        )
-        load_classifier(path).save_pretrained(
-            folder,
-            shape=real.shape,
-            class_names=real.class_names,
-            data=real.name,
-            additional_data=None if asked.synthetic is None else asked.synthetic.name,
-            threat=training.threat,
-            recipe_digest=canonical.digest(training),
-            metrics=metrics,
-            limits=LIMITS,
-        )
+    if not (folder.is_dir() and any(folder.iterdir())):
+        load_classifier(path).save_pretrained(folder, **_card(asked, training, real, kept, made))
     _tell(header, kept, len(real.validation))
     print(f"classifier: {folder.resolve()}\ncurves: {(made.folder / 'log.jsonl').resolve()}")
     print(f"        tensorboard --logdir {made.folder.resolve()}")
 
 
 LIMITS = (
-    "Its robustness was measured in training only, by a short PGD on images held out of the training set; that number "
-    "is an upper bound of what AutoAttack leaves. Measure it on test images before you rely on it."
+    "Its robustness was measured in training only, by a short PGD on images held out of the training set{picked}; that "
+    "number is an upper bound of what AutoAttack leaves. Measure it on test images before you rely on it."
 )
+
+
+def _card(asked: Asked, training: Training, real: ImageSet, kept: dict[str, Any], made: Artifact) -> dict[str, Any]:
+    """What the model card says: what was done, as it was done."""
+    spec, count = fill_threat(training.classifier, training.threat), len(real.validation)
+    attack = f"PGD-{spec.validation_steps}, {spec.threat}"
+    metrics = (
+        Metric(name="clean accuracy, images held out of train", value=kept["clean"], n=count),
+        Metric(name=f"robust accuracy ({attack}), images held out of train", value=kept["robust"], n=count),
+    )
+    picked = f", the best of up to {spec.validations} looks at them" if spec.keep == "best" else ""
+    return {
+        "shape": real.shape,
+        "class_names": real.class_names,
+        "data": real.name,
+        "additional_data": None if asked.synthetic is None else asked.synthetic.name,
+        "threat": spec.trained_threat,
+        "recipe_digest": made.digest,
+        "metrics": metrics,
+        "limits": LIMITS.format(picked=picked),
+    }
 
 
 def _tell(header: dict[str, Any], kept: dict[str, Any], count: int) -> None:
@@ -249,12 +299,12 @@ def _tell(header: dict[str, Any], kept: dict[str, Any], count: int) -> None:
     )
 
 
-def main() -> int:
-    """`python -m gambeson.train`, for machines that lack what the other commands need."""
+def main() -> NoReturn:
+    """`python -m gambeson.train`: without overridden fields it needs neither tyro nor pydantic."""
     from gambeson.cli import main as command_line
 
-    return command_line(["train", *sys.argv[1:]])
+    distributed.leave(command_line(["train", *sys.argv[1:]]))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -1,10 +1,16 @@
 """What two processes do together under torchrun for test_distributed; any failed assertion ends it with an error."""
 
+import tempfile
+from pathlib import Path
+
+import pytest
 import torch
 from torch import nn
 
 from gambeson import distributed
+from gambeson.store import Workspace
 from gambeson.training.batch_norm import SharedBatchNorm, average_statistics, share_batch_norm
+from gambeson.training.loop import Optimisation, TrainingState, fit
 
 
 def batch_norm_is_that_of_the_whole_batch() -> None:
@@ -58,8 +64,24 @@ def sums_and_what_the_first_knows() -> None:
     assert norm[0].running_mean.item() == 2.0
 
 
+def a_loss_that_is_not_finite_in_one_process_stops_both() -> None:
+    """While batch norms are shared: nobody waits for the other, both are told, no weight is touched."""
+    with tempfile.TemporaryDirectory() as place:
+        model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten())
+        share_batch_norm(model)
+        state, before = TrainingState.start(model, Optimisation()), model[0].weight.detach().clone()
+        images = torch.rand(4, 1, 4, 4, generator=torch.Generator().manual_seed(distributed.rank()))
+        bad = torch.nan if distributed.rank() == 1 else 1.0
+        walk = fit(state, Optimisation(steps=2), lambda step: model(images).sum(1) * bad, Workspace(Path(place)))
+        with pytest.raises(ValueError, match="loss of step 0"):
+            list(walk)
+        assert torch.equal(model[0].weight, before)
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     with distributed.joined():
         batch_norm_is_that_of_the_whole_batch()
         sums_and_what_the_first_knows()
+        a_loss_that_is_not_finite_in_one_process_stops_both()
+    distributed.leave(0)

@@ -26,8 +26,9 @@ from gambeson.models.classifiers import load_classifier
 from gambeson.models.files import load_tensors
 from gambeson.models.resnet import ResNetSpec
 from gambeson.models.wideresnet import WideResNetSpec
-from gambeson.recipes.training import TRAININGS, aimed, steps, training_preset
-from gambeson.robustness.losses import AWP, MART, SCORE, TRADES, Curriculum, PGDAdversarial, Plain
+from gambeson.recipes.training import TRAININGS, steps, training_preset
+from gambeson.robustness.inner import step_size_of
+from gambeson.robustness.losses import AWP, MART, SCORE, TRADES, Curriculum, PGDAdversarial
 from gambeson.store import RESUME, Store, Workspace
 from gambeson.threat import ThreatModel
 from gambeson.training import classifier
@@ -99,6 +100,15 @@ def test_the_cosine_keeps_the_momentum() -> None:
     assert Cosine().momentum(3, 10, 0.1, 0.7) == 0.7
 
 
+def test_a_short_one_cycle_still_rises_and_falls() -> None:
+    """Shorter than an epoch, where torch's would stay at its end: the rate is held for a fortieth of the training."""
+    o = Optimisation(steps=90, learning_rate=1.0, warmup=0.1, schedule=OneCycle(held=98))
+    rates = [o.rate(step) for step in range(90)]
+    assert max(rates) == pytest.approx(1.0, rel=0.01)
+    assert rates[0] == pytest.approx(1 / 25)
+    assert rates[-1] < 1e-3
+
+
 def test_swa_is_the_plain_mean_of_late_weights() -> None:
     """8 steps, from half of them, every second: weights after steps 4, 6 and 8; before that the network itself."""
     o = Optimisation(steps=8, swa=SWA(start=0.5, every=2))
@@ -134,13 +144,20 @@ def test_presets_name_whose_choice_is_whose() -> None:
         assert p.network == WideResNetSpec(depth=28, width=10, activation="silu")
 
 
-def test_inner_steps_keep_their_proportion_to_the_threat() -> None:
-    """2 of 8 at linf; at L2 15 of 128; inside wrappers too."""
-    loss = TRADES(step_size=2 / 255)
-    assert aimed(loss, ThreatModel(epsilon=0.16)).step_size == pytest.approx(0.04)
-    assert aimed(loss, ThreatModel(norm="l2", epsilon=0.5)).step_size == pytest.approx(0.5 * 15 / 128)
-    assert aimed(Curriculum(loss=AWP(loss=loss)), ThreatModel(epsilon=0.16)).loss.loss.step_size == pytest.approx(0.04)
-    assert aimed(Plain(), ThreatModel()) == Plain()
+def test_inner_steps_without_a_size_are_in_proportion_to_the_threat() -> None:
+    """10 of a quarter of epsilon at linf (2 of 8), of 15 / 128 at L2; 5 of twice that; a single one of 1.25 epsilon."""
+    for loss, expected in (
+        (TRADES(threat=ThreatModel(epsilon=8 / 255)), 2 / 255),
+        (MART(threat=ThreatModel(epsilon=0.16)), 0.04),
+        (PGDAdversarial(threat=ThreatModel(norm="l2", epsilon=0.5)), 0.5 * 15 / 128),
+        (SCORE(threat=ThreatModel(epsilon=0.16), steps=5), 0.08),
+        (TRADES(threat=ThreatModel(epsilon=0.16), steps=1), 0.2),
+        (TRADES(threat=ThreatModel(epsilon=0.16), step_size=0.01), 0.01),
+    ):
+        assert step_size_of(loss) == pytest.approx(expected)
+    growing = Curriculum(loss=TRADES(threat=ThreatModel(epsilon=0.16), steps=5), first_steps=1, steps_until=1.0)
+    assert [growing.at(p).steps for p in (0.0, 0.5, 1.0)] == [1, 3, 5]
+    assert [step_size_of(growing.at(p)) for p in (0.0, 0.5, 1.0)] == pytest.approx([0.2, 0.4 / 3, 0.08])
 
 
 @pytest.mark.parametrize("name", TRAININGS)
@@ -281,6 +298,34 @@ def test_a_loss_that_is_not_finite_names_its_images(
     state = load_tensors(tmp_path / RESUME)
     assert state[1]["step"] == told["step"] > 0
     assert all(t.isfinite().all() for name, t in state[0].items() if name.startswith("averaged"))
+
+
+def test_a_gradient_that_is_not_finite_touches_no_weight(tmp_path: Path) -> None:
+    """The loss is 0 where its gradient is infinite (the root of 0)."""
+    model = nn.Linear(1, 1, bias=False)
+    state, before = TrainingState.start(model, Optimisation()), model.weight.item()
+    loss = lambda step: (model(torch.ones(1, 1))[:, 0] * 0).sqrt()  # noqa: E731
+    with pytest.raises(ValueError, match="or its gradient"):
+        list(fit(state, Optimisation(steps=2), loss, Workspace(tmp_path)))
+    assert (state.step, model.weight.item()) == (0, before)
+
+
+def test_a_network_that_diverged_before_a_validation_is_told_as_such(real: ImageSet, tmp_path: Path) -> None:
+    wild = Optimisation(steps=8, batch_size=16, learning_rate=1e12, warmup=0.0, average=0.0)
+    with pytest.raises(ValueError, match="loss of step"):
+        trained(tmp_path, replace(TINY, optimisation=wild, validations=8), real)
+    assert (tmp_path / "not_finite.json").exists()
+
+
+def test_training_starts_from_the_state_of_another(real: ImageSet, tmp_path: Path) -> None:
+    """The averaged weights in a kept state: what a diverged training goes on from with a smaller rate."""
+    state = TrainingState.start(TINY.network.build(1, 10, 4), TINY.optimisation)
+    state.save(tmp_path / "state.safetensors")
+    start = Checkpoint(str(tmp_path / "state.safetensors"))
+    found = start.fitting(TINY.network.build(1, 10, 5)).state_dict()
+    assert all(torch.equal(found[name], value) for name, value in state.averaged.state_dict().items())
+    with pytest.raises(UserError):
+        start.fitting(ResNetSpec(width=8).build(1, 10, 5))
 
 
 def test_a_class_without_validation_images_is_refused(real: ImageSet, tmp_path: Path) -> None:

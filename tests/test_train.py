@@ -93,10 +93,8 @@ def test_a_store_and_a_folder_of_images_and_small_pictures(tmp_path: Path, capsy
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray((image[0].numpy() * 255).astype(np.uint8)).save(folder / f"{place}.png")
     store = store_of(tmp_path / "store", labels=np.arange(40) % 2)
-    words = [w for w in SHORT if not w.startswith("--data.validation") and w != "50"]
-    del words[words.index("--classifier.network") : words.index("--classifier.optimisation.steps")]
+    words = ["--threat", "linf:0.15", "--workers", "1", "--classifier.optimisation.batch_size", "32"]
     options = ["--data.size", "8", "--data.grey", "true", "--epochs", "0.01", "--classifier.epoch_images", "8000"]
-    del words[words.index("--classifier.optimisation.steps") :][:2]
     assert run("--data", str(tmp_path / "mine"), "--synthetic", str(store.root), *words, *options) == 0
     (folder,) = Path("runs/models").iterdir()
     model = from_pretrained(folder)
@@ -193,6 +191,10 @@ def test_two_processes_train_what_one_does(loss: list[str]) -> None:
         (["--data", "digits", "--preset", "edm"], "edm-at"),
         (["--data", "digits", "--threat", "8/255"], "NORM:EPSILON"),
         (["--data", "digits", "--epochs", "none"], "--epochs: expected a number above 0"),
+        (["--data", "digits", "--epochs", "2", "--classifier.optimisation.steps", "9"], "either says how long"),
+        (["--data", "digits", "--micro-batch", "9"], "accumulate"),
+        (["--data", "digits", "--from", "nowhere"], "--from: expected"),
+        (["--data", "digits", "--synthetic", __file__.replace(".py", ".parquet")], "--synthetic: expected a store"),
         (["--data", "digits", "--synthetic", "nowhere.npz"], "--synthetic: expected a store"),
         (["--data", "digits", "--classifier.fraction", "2"], "fraction"),
         (["--data", "digits", "--classifier.network", "WideResNetSpec", "--classifier.network.depth", "9"], "depth"),
@@ -224,4 +226,59 @@ def test_help_lists_presets_and_fields(capsys: pytest.CaptureFixture[str]) -> No
     assert all(word in said for word in ("irgd", "edm-at", "cdp", "port", "fast", "--synthetic", "torchrun"))
     with pytest.raises(SystemExit):
         run("--data", "digits", "--help")
-    assert "--classifier.loss.beta" in capsys.readouterr().out
+    assert "--classifier.optimisation.learning_rate" in capsys.readouterr().out
+
+
+def asked(*words: str):
+    """What `fitting` makes of a command, on digits."""
+    from gambeson.train import fitting, read
+
+    found = read(["--data", "digits", *words])
+    return fitting(found, found.training.data.load())
+
+
+def test_epochs_count_with_what_was_overridden() -> None:
+    """10 epochs of 50,000 at batch 128; of 1,000 at the preset's 512, whose one-cycle rate then holds for 2 steps."""
+    assert asked("--epochs", "10", "--classifier.optimisation.batch_size", "128").classifier.optimisation.steps == 3910
+    fitted = asked("--preset", "edm-at", "--epochs", "10", "--classifier.epoch_images", "1000").classifier.optimisation
+    assert (fitted.steps, fitted.schedule.held) == (20, 2)  # type: ignore[union-attr]
+
+
+def test_what_was_asked_for_stays_and_what_was_not_is_made_to_fit() -> None:
+    """8x8 images: the small network and a crop of 1 pixel, unless said otherwise, even in the preset's own words."""
+    small = asked("--preset", "cdp").classifier
+    assert (type(small.network).__name__, small.augment.padding) == ("ResNetSpec", 1)  # type: ignore[union-attr]
+    words = [
+        "--classifier.network",
+        "WideResNetSpec",
+        "--classifier.network.depth",
+        "28",
+        "--classifier.augment.padding",
+        "4",
+    ]
+    wide = asked("--preset", "cdp", *words).classifier
+    assert (type(wide.network).__name__, wide.augment.padding) == ("WideResNetSpec", 4)  # type: ignore[union-attr]
+
+
+def test_a_card_says_what_was_done(tmp_path: Path) -> None:
+    """No threat where none was trained for; the validation's own threat; how many looks the best was picked from."""
+    plain = ["--classifier.loss", "Plain", "--classifier.keep", "best", "--classifier.threat", "ThreatModel"]
+    assert run("--data", "digits", *SHORT, *plain, "--classifier.threat.epsilon", "0.25", "--out", "out") == 0
+    card = Path("out/README.md").read_text()
+    assert "Threat model" not in card
+    assert "adversarial-robustness" not in card
+    assert "PGD-2, linf eps 0.25" in card
+    assert "the best of up to 3 looks" in card
+
+
+def test_curves_survive_a_resume(tmp_path: Path) -> None:
+    """Lines up to the saved state stay; one cut short and those after it are written anew."""
+    from gambeson.training.journal import Journal
+
+    lines = [json.dumps({"step": n, "loss": 1.0}) for n in (1, 2, 3, 4)]
+    (tmp_path / "log.jsonl").write_text("\n".join(lines) + '\n{"step": 5, "lo')
+    journal = Journal(tmp_path, 4)
+    journal.write({"step": 4, "loss": 2.0})
+    journal.close()
+    records = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [(r["step"], r["loss"]) for r in records] == [(1, 1.0), (2, 1.0), (3, 1.0), (4, 2.0)]

@@ -226,7 +226,7 @@ def check_synthetic(source: LabelledSource, real: ImageSet) -> None:
     if low < 0:
         raise UserError(
             f"synthetic labels: expected 0 to {classes - 1}, got {low}, which stands for images generated without a "
-            "class; let a teacher label them first (labeling.by ByTeacher, `gambeson label`)"
+            "class; let a teacher label them first (a recipe's labeling.by ByTeacher)"
         )
     if high >= classes:
         raise UserError(

@@ -23,6 +23,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from gambeson import distributed
 from gambeson.data.compact import compact
 from gambeson.errors import EnvironmentFault, UserError
 from gambeson.store import atomic, checksum, read_json, write_json
@@ -150,7 +151,12 @@ class SyntheticStore:
         return sum(self.rows)
 
     def verify(self) -> SyntheticStore:
-        """Compares every file with its checksum. Raises EnvironmentFault naming the first that differs."""
+        """Compares every file with its checksum. Raises EnvironmentFault naming the first that differs.
+
+        Of processes that train together the first compares for all.
+        """
+        if not distributed.leads():
+            return self
         for shard in range(len(self.rows)):
             expected = read_json(self.root / "shards" / f"{shard:05d}.json")["sha256"]
             for ending, digest in expected.items():
@@ -233,9 +239,15 @@ class Chosen:
     @staticmethod
     def open(path: Path) -> Chosen:
         """Opens a selection, and verifies the store that it points to."""
-        with pq.ParquetFile(path) as file:
-            place = (file.schema_arrow.metadata or {})[b"store"].decode()
-            columns = [_compact_column(file, name) for name in ("position", "label")]
+        try:
+            with pq.ParquetFile(path) as file:
+                place = (file.schema_arrow.metadata or {})[b"store"].decode()
+                columns = [_compact_column(file, name) for name in ("position", "label")]
+        except (pa.ArrowInvalid, KeyError) as error:
+            raise UserError(
+                f"{path}: expected a selection from a store (chosen.parquet), got something else ({error}); give the "
+                "folder of the store, or that of a selection"
+            ) from error
         store = SyntheticStore.open((path.parent / place).resolve()).verify()
         return Chosen(store, *columns)
 

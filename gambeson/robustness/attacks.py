@@ -33,6 +33,10 @@ from gambeson.threat import ThreatModel
 from gambeson.types import Images, Labels, Logits, Progress, silent
 
 
+class NotFinite(ValueError):
+    """A classifier's logits are not numbers."""
+
+
 def logits_of(model: Network, images: Images, batch_size: int = 256) -> Logits:
     """[B, K] logits without gradients, batch by batch, in the images' own precision (autocast off).
 
@@ -45,7 +49,7 @@ def logits_of(model: Network, images: Images, batch_size: int = 256) -> Logits:
     if logits.dim() != 2 or logits.shape[1] < 2:
         raise ValueError(f"classifier: expected logits [B, at least 2 classes], got shape {list(logits.shape)}")
     if not logits.isfinite().all():
-        raise ValueError("classifier: expected finite logits, got NaN or infinity; usually the training diverged")
+        raise NotFinite("classifier: expected finite logits, got NaN or infinity; usually the training diverged")
     return logits
 
 

@@ -10,6 +10,7 @@ from torch import Generator
 from gambeson.errors import require
 from gambeson.robustness.attack_losses import Network, threat_of
 from gambeson.robustness.awp import AWP
+from gambeson.robustness.inner import step_size_of
 from gambeson.robustness.objectives import MART, SCORE, TRADES, PGDAdversarial
 from gambeson.robustness.terms import Targets
 from gambeson.types import Images, PerImage
@@ -72,9 +73,12 @@ class Curriculum:
         loss, risen = self._attacking, _share(progress, self.epsilon_until)
         steps = round(self.first_steps + (loss.steps - self.first_steps) * _share(progress, self.steps_until))
         grown = self.first_epsilon + (1 - self.first_epsilon) * (1 - math.cos(math.pi * risen)) / 2
-        step_size = loss.step_size * (loss.steps / steps)
-        if step_size > loss.step_size:
-            step_size = max(loss.step_size, min(step_size, 1.25 * threat_of(loss).epsilon))
+        own = step_size_of(loss) if steps < loss.steps or grown < 1 else loss.step_size
+        if own is None:
+            return loss
+        step_size = own * (loss.steps / steps)
+        if step_size > own:
+            step_size = max(own, min(step_size, 1.25 * threat_of(loss).epsilon))
         if grown < 1:
             threat = threat_of(loss)
             loss = replace(loss, threat=replace(threat, epsilon=threat.epsilon * grown))

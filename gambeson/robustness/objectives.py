@@ -71,7 +71,8 @@ def _check_inner(loss: Inner, label_smoothing: float, beta: float = 0.0) -> None
     """The fields that losses with an inner attack share."""
     name = type(loss).__name__
     require(loss.steps >= 1, f"{name} steps", "at least 1", loss.steps)
-    require(loss.step_size > 0, f"{name} step_size", "above 0, in pixels", loss.step_size)
+    fits = loss.step_size is None or loss.step_size > 0
+    require(fits, f"{name} step_size", "above 0, in pixels, or none: in proportion to epsilon", loss.step_size)
     require(loss.attack_mode in ("eval", "train"), f"{name} attack_mode", "eval or train", loss.attack_mode)
     require(beta >= 0, f"{name} beta", "0 or more", beta)
     _check_smoothing(name, label_smoothing)
@@ -100,7 +101,7 @@ class TRADES:
     threat: ThreatModel | None = None  # the ball of the attack; none: that of the recipe
     beta: float = 6.0  # weight of the robust term
     steps: int = 10  # steps of the inner attack
-    step_size: float = 2 / 255  # of the inner attack, in pixels
+    step_size: float | None = None  # of the inner attack, in pixels; none: epsilon / 4 in 10 linf steps
     label_smoothing: float = 0.0  # share of the label spread over all classes
     statistics: Statistics = field(
         default="together", metadata={"neutral": "together"}
@@ -147,7 +148,7 @@ class PGDAdversarial:
 
     threat: ThreatModel | None = None  # the ball of the attack; none: that of the recipe
     steps: int = 10  # steps of the inner attack
-    step_size: float = 2 / 255  # of the inner attack, in pixels
+    step_size: float | None = None  # of the inner attack, in pixels; none: epsilon / 4 in 10 linf steps
     label_smoothing: float = 0.0  # share of the label spread over all classes
     attack_mode: AttackMode = field(
         default="eval", metadata={"neutral": "eval"}
@@ -194,7 +195,7 @@ class MART:
     threat: ThreatModel | None = None  # the ball of the attack; none: that of the recipe
     beta: float = 5.0  # weight of the KL term, the paper's lambda
     steps: int = 10  # steps of the inner attack
-    step_size: float = 2 / 255  # of the inner attack, in pixels
+    step_size: float | None = None  # of the inner attack, in pixels; none: epsilon / 4 in 10 linf steps
     label_smoothing: float = 0.0  # share of the label spread over all classes, in -log p_y alone
     statistics: Statistics = "together"  # one pass (together) or two, and which of them move batch norms' statistics
     attack_mode: AttackMode = "eval"  # batch norms during the attack: running statistics, or the batch's (train)
@@ -249,7 +250,7 @@ class SCORE:
     threat: ThreatModel | None = None  # the ball of the attack; none: that of the recipe
     beta: float = 3.0  # weight of the robust term
     steps: int = 10  # steps of the inner attack
-    step_size: float = 2 / 255  # of the inner attack, in pixels
+    step_size: float | None = None  # of the inner attack, in pixels; none: epsilon / 4 in 10 linf steps
     label_smoothing: float = 0.0  # share of the label spread over all classes
     clip: float = 0.0  # squared distance of clean and adversarial probabilities that costs nothing
     statistics: Statistics = "together"  # one pass (together) or two, and which of them move batch norms' statistics

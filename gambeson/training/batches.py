@@ -33,7 +33,9 @@ class Batch:
     draw: Generator
 
     def parts(self, count: int, device: str, layout: torch.memory_format) -> Iterator[tuple[Tensor, Tensor]]:
-        """Images and labels on the device, part by part."""
+        """Images and labels on the device, part by part. UserError where a part would be empty."""
+        have = f"1 to the {len(self.images)} images that this process has of a batch"
+        require(count <= len(self.images), "accumulate", have, count)
         for images, labels in zip(self.images.tensor_split(count), self.labels.tensor_split(count), strict=True):
             yield (
                 images.to(device, memory_format=layout, non_blocking=True),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +22,7 @@ from gambeson.data.synthetic import Chosen
 from gambeson.errors import UserError, require
 from gambeson.models.cifar_resnet import CifarResNetSpec
 from gambeson.models.classifiers import classifier_header, load_classifier
-from gambeson.models.files import load_tensors, save_tensors
+from gambeson.models.files import load_tensors, load_weights, save_tensors
 from gambeson.models.hub import WEIGHTS, from_pretrained
 from gambeson.models.network import ClassifierNetwork
 from gambeson.models.preact_resnet import PreActResNetSpec
@@ -28,13 +30,14 @@ from gambeson.models.resnet import ResNetSpec
 from gambeson.models.timm_model import TimmSpec
 from gambeson.models.wideresnet import WideResNetSpec
 from gambeson.randomness import derive
+from gambeson.robustness.attacks import NotFinite
 from gambeson.robustness.losses import AWP, MART, SCORE, TRADES, Curriculum, PGDAdversarial, Plain
-from gambeson.store import BEST, Artifact, Workspace, checksum, stage
+from gambeson.store import Artifact, Workspace, checksum, stage
 from gambeson.threat import ThreatModel
 from gambeson.training.batch_norm import average_statistics, share_batch_norm
 from gambeson.training.batches import Ahead, Batch, Batches
 from gambeson.training.journal import Journal
-from gambeson.training.loop import Losses, Optimisation, TrainingState, fit
+from gambeson.training.loop import Losses, Optimisation, TrainingState, fit, not_finite
 from gambeson.training.validation import best_of, check_validation, validate
 
 Networks = ResNetSpec | WideResNetSpec | PreActResNetSpec | CifarResNetSpec | TimmSpec
@@ -95,6 +98,12 @@ class ClassifierTraining:
         return max(self.optimisation.steps // self.validations, 1)
 
     @property
+    def trained_threat(self) -> ThreatModel | None:
+        """What the training withstands: the threat of the loss; None for a loss without an attack."""
+        loss = _innermost(self.loss)
+        return None if isinstance(loss, Plain) else loss.threat
+
+    @property
     def layout(self) -> torch.memory_format:
         """Order of the pixels in memory: channels last in bfloat16, where it is twice as fast on a CPU."""
         lower = self.optimisation.precision == "bfloat16"
@@ -103,7 +112,8 @@ class ClassifierTraining:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A classifier that training starts from: a folder of `save_pretrained`, or a classifier.safetensors of ours."""
+    """A classifier that training starts from: a folder of `save_pretrained`, a classifier.safetensors of ours, or the
+    averaged weights in the state of an unfinished training."""
 
     place: str
 
@@ -112,12 +122,14 @@ class Checkpoint:
         """SHA-256 of the weights' file. UserError where there is none."""
         path = Path(self.place)
         path = path / WEIGHTS if path.is_dir() else path
-        require(path.is_file(), "start", "a folder or a file with a classifier's weights", self.place)
+        require(path.is_file(), "--from", "a folder or a file with a classifier's weights", self.place)
         return checksum(path)
 
     def fitting(self, model: ClassifierNetwork) -> ClassifierNetwork:
         """The classifier. UserError, naming both, where its architecture or its classes are not those of `model`."""
         path = Path(self.place)
+        if path.is_file() and load_tensors(path)[1].get("kind") == "training":
+            return _averaged(path, model)
         found = from_pretrained(path) if path.is_dir() else load_classifier(path)
         have, want = ((m.spec, m.channels, m.classes) for m in (found, model))
         if have != want:
@@ -126,6 +138,17 @@ class Checkpoint:
                 f"{have[0]} for {have[1]} and {have[2]}; start from another one, or train that architecture"
             )
         return found
+
+
+def _averaged(path: Path, model: ClassifierNetwork) -> ClassifierNetwork:
+    """The averaged weights in a training's state, which has to be of a network like `model`."""
+    found, prefix = deepcopy(model), "averaged/"
+    tensors = {name[len(prefix) :]: t for name, t in load_tensors(path)[0].items() if name.startswith(prefix)}
+    try:
+        load_weights(found, tensors, str(path))
+    except ValueError as error:
+        raise UserError(f"{error}. Expected the state of a training of {model.spec}") from error
+    return found
 
 
 def _innermost(loss: RobustLosses) -> TRADES | PGDAdversarial | MART | SCORE | Plain:
@@ -215,16 +238,19 @@ def batches_of(spec: ClassifierTraining, real: ImageSet, source: LabelledSource 
 
 
 def _train(work: Workspace, spec: ClassifierTraining, state: TrainingState, batches: Batches, real: ImageSet) -> None:
-    """All steps, with a validation every now and then; the best weights so far lie beside the state."""
+    """All steps, with a validation every now and then."""
     on_cpu = work.machine.device == "cpu"
     ahead = None if on_cpu else Ahead(batches, spec.optimisation.steps)
     losses = losses_of(spec, state, ahead or batches, work.machine.device)
     steps, journal = spec.optimisation.steps, None
     try:
         for step in fit(state, spec.optimisation, losses, work, batches.blame):
-            journal = journal or Journal(work.folder, state.log, step)
+            journal = journal or Journal(work.folder, step)
+            if distributed.together() and spec.batch_norm == "local":
+                average_statistics(state.model)
+                average_statistics(state.averaged)
             if step % spec.every == 0 or step == steps:
-                _validate(work, spec, state, real)
+                _validate(work, spec, state, batches, real)
                 journal.write({**state.log[-1], "epoch": step * spec.optimisation.batch_size / spec.epoch_images})
                 if _stale(spec, state.log):
                     break
@@ -249,14 +275,18 @@ def losses_of(spec: ClassifierTraining, state: TrainingState, batches: Callable[
     return loss_of
 
 
-def _validate(work: Workspace, spec: ClassifierTraining, state: TrainingState, real: ImageSet) -> None:
-    """Adds a record to the log; averaged weights better than all before are written down."""
-    if distributed.together() and spec.batch_norm == "local":
-        average_statistics(state.averaged)
-    found = validate(state.averaged, real.validation, spec.threat, spec.validation_steps, spec.optimisation.batch_size)
+def _validate(
+    work: Workspace, spec: ClassifierTraining, state: TrainingState, batches: Batches, real: ImageSet
+) -> None:
+    """Adds a record to the log; averaged weights better than all before are remembered."""
+    steps, size = spec.validation_steps, spec.optimisation.batch_size
+    try:
+        found = validate(state.averaged, real.validation, spec.threat, steps, size)
+    except NotFinite:
+        raise not_finite(state.step, math.nan, work, batches.blame) from None
     state.log.append({"step": state.step, "loss": state.recent_loss(spec.every), **found})
-    if spec.keep == "best" and best_of(state.log)["step"] == state.step and distributed.leads():
-        save_tensors(work.folder / BEST, state.averaged.state_dict(), {"kind": "best", "step": state.step})
+    if spec.keep == "best" and best_of(state.log)["step"] == state.step:
+        state.remember()
 
 
 def _stale(spec: ClassifierTraining, log: list[dict[str, Any]]) -> bool:
@@ -271,7 +301,7 @@ def _write(work: Workspace, spec: ClassifierTraining, state: TrainingState, real
         return
     best, last = best_of(state.log), state.log[-1]
     kept = best if spec.keep == "best" else last
-    tensors = load_tensors(work.folder / BEST)[0] if spec.keep == "best" else state.averaged.state_dict()
+    tensors = state.best if spec.keep == "best" else state.averaged.state_dict()
     selection = {
         "kept": kept["step"],
         "best": best["robust"],

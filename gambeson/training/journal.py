@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,15 @@ EVENTS = "tensorboard"
 class Journal:
     """Curves of one training: log.jsonl, and TensorBoard events where the package is installed."""
 
-    def __init__(self, folder: Path, log: list[dict[str, Any]], step: int) -> None:
-        """Goes on after `log`, the records up to `step`; what an interrupted attempt wrote after it is dropped."""
+    def __init__(self, folder: Path, step: int) -> None:
+        """Goes on at this step; what an interrupted attempt wrote from it on is dropped."""
         self.path, self.events = folder / "log.jsonl", None
         if not distributed.leads():
             return
+        lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
+        kept = [line for line in lines if _step(line) < step]
         with atomic(self.path) as temporary:
-            temporary.write_text("".join(json.dumps(record) + "\n" for record in log), encoding="utf-8")
+            temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
         try:
             writers = importlib.import_module("torch.utils.tensorboard")
         except ImportError:
@@ -46,3 +49,11 @@ class Journal:
         """No more records."""
         if self.events is not None:
             self.events.close()
+
+
+def _step(line: str) -> float:
+    """The step of a line; infinity for one that was cut short."""
+    try:
+        return float(json.loads(line)["step"])
+    except json.JSONDecodeError:
+        return math.inf

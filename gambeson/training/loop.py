@@ -87,7 +87,10 @@ class Optimisation:
 
 @dataclass
 class TrainingState:
-    """Everything that a resumed training needs; `losses` are those of the last steps, `log` is for the caller."""
+    """Everything that a resumed training needs; `losses` are those of the last steps, `log` is for the caller.
+
+    `best` holds the averaged weights that `remember` was told to keep.
+    """
 
     model: nn.Module
     averaged: nn.Module
@@ -95,6 +98,7 @@ class TrainingState:
     step: int = 0
     losses: list[float] = field(default_factory=list)
     log: list[dict[str, Any]] = field(default_factory=list)
+    best: dict[str, Tensor] = field(default_factory=dict)
 
     @staticmethod
     def start(model: nn.Module, optimisation: Optimisation) -> TrainingState:
@@ -106,6 +110,7 @@ class TrainingState:
         """Writes the state atomically."""
         tensors = {f"model/{k}": v for k, v in self.model.state_dict().items()}
         tensors |= {f"averaged/{k}": v for k, v in self.averaged.state_dict().items()}
+        tensors |= {f"best/{k}": v for k, v in self.best.items()}
         for index, state in self.optimiser.state_dict()["state"].items():
             tensors |= {f"optimiser/{index}/{k}": v for k, v in state.items() if isinstance(v, Tensor)}
         save_tensors(path, tensors, {"kind": "training", "step": self.step, "losses": self.losses, "log": self.log})
@@ -113,7 +118,7 @@ class TrainingState:
     def load(self, path: Path) -> None:
         """Takes up a state that `save` wrote."""
         tensors, header = load_tensors(path)
-        part: dict[str, dict[str, Tensor]] = {"model": {}, "averaged": {}, "optimiser": {}}
+        part: dict[str, dict[str, Tensor]] = {"model": {}, "averaged": {}, "optimiser": {}, "best": {}}
         for key, value in tensors.items():
             kind, _, name = key.partition("/")
             part[kind][name] = value
@@ -124,7 +129,12 @@ class TrainingState:
             index, _, key = name.partition("/")
             states.setdefault(int(index), {})[key] = value
         self.optimiser.load_state_dict({**self.optimiser.state_dict(), "state": states})
+        self.best = part["best"]
         self.step, self.losses, self.log = header["step"], header["losses"], header["log"]
+
+    def remember(self) -> None:
+        """Keeps the averaged weights of now as the best, on the CPU."""
+        self.best = {name: value.detach().cpu().clone() for name, value in self.averaged.state_dict().items()}
 
     def recent_loss(self, steps: int) -> float:
         """Mean loss of the last steps, of which at most `RECENT` are known."""
@@ -192,29 +202,35 @@ def _update(state: TrainingState, optimisation: Optimisation, loss_of: Losses, w
     total = 0.0
     for loss in _means(state, optimisation, loss_of):
         total += loss.item()
-        if not math.isfinite(total):
-            break  # the weights stay as they are; a sum that is not finite stops every process
-        loss.backward()
-    total = distributed.total(total)
-    if not math.isfinite(total):
-        raise _not_finite(state.step, total, work, blame)
+        loss.backward()  # of any loss: processes that share batch norms have to stay in step
     distributed.add(p.grad for p in state.model.parameters() if p.grad is not None)
-    if optimisation.clip_norm is not None:
-        nn.utils.clip_grad_norm_(state.model.parameters(), optimisation.clip_norm)
+    total, norm = distributed.total(total), _clipped(state.model, optimisation.clip_norm)
+    if not (math.isfinite(total) and math.isfinite(norm)):
+        raise not_finite(state.step, total if math.isfinite(norm) else norm, work, blame)
     state.optimiser.step()
     state.step += 1
     state.average(optimisation.averaging(state.step))
     return total
 
 
-def _not_finite(step: int, loss: float, work: Workspace, blame: Blame) -> ValueError:
-    """The error; what the batch was made of is written down."""
-    path = work.folder / "not_finite.json"
+def _clipped(model: nn.Module, largest: float | None) -> float:
+    """The norm of the gradient, which is then at most `largest`."""
+    given = [p.grad for p in model.parameters() if p.grad is not None]
+    norm = nn.utils.get_total_norm(given)
+    if largest is not None:
+        nn.utils.clip_grads_with_norm_(model.parameters(), largest, norm)
+    return norm.item()
+
+
+def not_finite(step: int, loss: float, work: Workspace, blame: Blame) -> ValueError:
+    """The error of a loss, a gradient or logits that are not numbers; what the batch was made of is written down."""
+    path, kept = work.folder / "not_finite.json", (work.folder / RESUME).exists()
     if distributed.leads():
         write_json(path, {"step": step, "loss": str(loss), **blame(step)})
     return ValueError(
-        f"training: the loss of step {step} is {loss}, expected a finite number. The usual fix is a smaller learning "
-        f"rate; the last saved state is kept, and {path} says what the batch was made of"
+        f"training: the loss of step {step} (or its gradient) is {loss}, expected a finite number. The usual fix is a "
+        f"smaller learning rate. The last good state is kept ({work.folder / RESUME if kept else 'none yet'}); "
+        f"a classifier's training can start from it (gambeson train --from). {path} says what the batch was made of"
     )
 
 

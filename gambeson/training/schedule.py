@@ -32,7 +32,7 @@ class OneCycle:
     Half a cosine up from 1/25 of the peak, then half a cosine down to 1/250,000; the momentum runs against the rate.
     """
 
-    held: int = 98  # steps that share one rate: an epoch
+    held: int = 98  # steps that share one rate: an epoch; a fortieth of the training at most
     low: float = 0.85  # momentum at the peak rate
     high: float = 0.95  # momentum at both ends
 
@@ -42,8 +42,9 @@ class OneCycle:
 
     def _between(self, step: int, steps: int, warmup: float, ends: tuple[float, float, float]) -> float:
         """The value at that step on the way start -> peak -> end, in half cosines."""
-        epochs = max(-(-steps // self.held), 1)
-        top, last, epoch = warmup * epochs - 1, epochs - 1, step // self.held
+        held = max(min(self.held, steps // 40), 1)  # torch's own never rises where an epoch is all there is
+        epochs = max(-(-steps // held), 1)
+        top, last, epoch = warmup * epochs - 1, epochs - 1, step // held
         start, peak, end = ends
         if epoch <= top:
             return _half_cosine(start, peak, epoch / top if top else 1.0)

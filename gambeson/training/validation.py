@@ -40,6 +40,8 @@ def validate(
     images, labels = (t.tensor_split(distributed.world())[distributed.rank()] for t in (part.images, part.labels))
     with distributed.apart():
         for some, own in zip(images.split(batch_size), labels.split(batch_size), strict=True):
+            if not len(some):
+                continue  # more processes than images
             some, own = some.to(device), own.to(device)
             attacked = attack(model, some, own)
             with torch.no_grad():
