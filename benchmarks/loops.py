@@ -18,6 +18,7 @@ from gambeson.data.datasets import ImageSet, Split
 from gambeson.data.mixture import Mixture
 from gambeson.data.synthetic import SyntheticStore
 from gambeson.models.wideresnet import WideResNetSpec
+from gambeson.robustness.inner import step_size_of
 from gambeson.robustness.losses import TRADES
 from gambeson.store import Machine, Workspace, make_repeatable
 from gambeson.training.batches import Ahead, Batches
@@ -48,7 +49,7 @@ class Usual:
         device = next(model.parameters()).device
         self.images, self.labels = data.images.to(device), data.labels.to(device)
         assert loss.threat is not None
-        self.epsilon, self.size = loss.threat.epsilon, loss.step_size
+        self.epsilon, self.size = loss.threat.epsilon, step_size_of(loss)
         self.norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
         self.optimiser = plan.optimiser(model)  # torch.optim.SGD with Nesterov momentum
 
