@@ -24,7 +24,7 @@ from filelock import FileLock
 import gambeson
 from gambeson import canonical, distributed
 from gambeson.errors import EnvironmentFault, UserError, require
-from gambeson.types import Progress, silent
+from gambeson.types import Progress, silent, unheard
 
 RESUME = "state.safetensors"
 """What an unfinished stage goes on from; removed when it is finished."""
@@ -214,6 +214,7 @@ class Workspace:
     progress: Progress = silent
     machine: Machine = Machine()
     checkpoint_seconds: float = field(default_factory=lambda: float(os.environ.get("GAMBESON_CHECKPOINT_SECONDS", 10)))
+    say: Callable[[str], None] = unheard  # takes a line about how it goes, for a person
 
 
 @dataclass(frozen=True)
@@ -252,12 +253,13 @@ class Store:
     """The content-addressed store of stages below `root`.
 
     `report` is told (stage, done, total) as a stage advances, and at its end (stage, 1, 0) if it was made now,
-    (stage, 0, 0) if it was there already.
+    (stage, 0, 0) if it was there already. `say` gets what a stage tells a person on the way.
     """
 
     root: Path
     report: Callable[[str, int, int], None] = lambda stage, done, total: None
     machine: Machine = Machine()
+    say: Callable[[str], None] = unheard
 
     def once(self, stage: Stage, config: Any, *inputs: Digested | None, seed: int | None = None) -> Artifact:
         """The finished stage for this configuration, seed and inputs: found, resumed or made.
@@ -300,7 +302,9 @@ class Store:
     ) -> None:
         """The stage's work: by all processes or the first alone; the record is the first's."""
         make_repeatable(self.machine)
-        workspace = Workspace(artifact.folder, lambda done, total: self.report(stage.name, done, total), self.machine)
+        workspace = Workspace(
+            artifact.folder, lambda done, total: self.report(stage.name, done, total), self.machine, say=self.say
+        )
         arguments = {} if seed is None else {"seed": seed}
         if not distributed.leads():
             if stage.together:

@@ -139,3 +139,7 @@ Progress = Callable[[int, int], None]
 
 def silent(done: int, total: int) -> None:
     """The progress that shows nothing."""
+
+
+def unheard(line: str) -> None:
+    """Where lines for a person go when nobody listens."""

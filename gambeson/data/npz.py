@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -54,7 +56,7 @@ class NpzImages:
     def _test(self) -> Split | None:
         if self.test_path:
             return _read(Path(self.test_path), TEST_IMAGES + IMAGES, TEST_LABELS + LABELS)
-        if set(TEST_IMAGES) & set(_keys(Path(self.path))):
+        if set(TEST_IMAGES) & set(keys_of(Path(self.path))):
             return _read(Path(self.path), TEST_IMAGES, TEST_LABELS)
         return None
 
@@ -122,7 +124,7 @@ def _check_labels(name: str, parts: list[torch.Tensor], names: tuple[str, ...]) 
 
 def _class_names(path: Path) -> tuple[str, ...]:
     """The classes' names where the file has them."""
-    if "class_names" not in _keys(path):
+    if "class_names" not in keys_of(path):
         return ()
     return tuple(map(str, read_arrays(path, {"names": ("class_names",)})["names"].tolist()))
 
@@ -157,10 +159,11 @@ def _recognised(path: Path, pixels: np.ndarray) -> Images:
     )
 
 
-_DAMAGE = (ValueError, EOFError, KeyError, BadZipFile, zlib.error, NotImplementedError)
+_DAMAGE = (ValueError, EOFError, KeyError, BadZipFile, zlib.error, NotImplementedError, RuntimeError, OverflowError)
 
 
-def _keys(path: Path) -> list[str]:
+def keys_of(path: Path) -> list[str]:
+    """The names of the arrays in an .npz file; UserError where there is none."""
     return list(_opened(path).keys())
 
 
@@ -178,7 +181,10 @@ def _opened(path: Path) -> np.lib.npyio.NpzFile:
 
 
 def read_arrays(path: Path, wanted: Keys) -> dict[str, np.ndarray]:
-    """The arrays of an .npz file by the first of their known keys. UserError says what is there and what is known."""
+    """The arrays of an .npz file by the first of their known keys. UserError says what is there and what is known.
+
+    Nothing is unpickled, and no more memory is taken than a file of its size can fill: heads are read first.
+    """
     with _opened(path) as archive:
         chosen = {name: next((k for k in keys if k in archive.files), None) for name, keys in wanted.items()}
         missing = [name for name, key in chosen.items() if key is None]
@@ -188,7 +194,55 @@ def read_arrays(path: Path, wanted: Keys) -> dict[str, np.ndarray]:
                 f"{path}: expected the keys {known}; found {', '.join(archive.files) or 'nothing'}. Save it again with "
                 "numpy.savez(path, images=..., labels=...)"
             )
+        twice = {name for name in archive.files if archive.files.count(name) > 1}
+        require(not twice, f"{path}: arrays", "one of each name", f"several called {', '.join(sorted(twice))}")
         try:
+            declared = sum(_declared(path, archive, str(key)) for key in chosen.values())
+            _check_memory(path, declared)
             return {name: archive[key] for name, key in chosen.items() if key is not None}
         except _DAMAGE as error:
             raise UserError(f"{path}: expected whole arrays, got a damaged archive ({error})") from error
+
+
+_HEADS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+_DEFLATION = 1032
+"""Bytes that one byte of a deflated stream can stand for, at most."""
+
+
+def _declared(path: Path, archive: np.lib.npyio.NpzFile, key: str) -> int:
+    """Bytes that an array takes, as float32 if it is bytes; UserError unless its head declares as many as there are:
+    numpy takes the memory before it looks."""
+    assert archive.zip is not None
+    member = archive.zip.getinfo(f"{key}.npy" if f"{key}.npy" in archive.zip.namelist() else key)
+    with archive.zip.open(member) as file:
+        version = np.lib.format.read_magic(file)
+        require(version in _HEADS, f"{path}, {key}", "numpy's format 1.0 or 2.0", version)
+        shape, _, kind = _HEADS[version](file)
+        there = member.file_size - file.tell()
+    if kind.hasobject:
+        raise UserError(
+            f"{path}, {key}: expected numbers or text, got Python objects, which are not read: they run code"
+        )
+    declared = math.prod(shape) * kind.itemsize
+    if min(shape, default=0) < 0 or declared != there or member.file_size > _DEFLATION * (member.compress_size + 1):
+        raise UserError(
+            f"{path}, {key}: expected {kind} {list(shape)} to be the {max(there, 0):,} bytes that follow its head, got "
+            f"{declared:,} out of {member.compress_size:,} in the archive; it is damaged, or was made to fill memory"
+        )
+    return declared * (4 if kind.itemsize == 1 else 1)
+
+
+def _check_memory(path: Path, declared: int) -> None:
+    """UserError for arrays that do not fit: reading, and changing their layout, takes each of them twice."""
+    memory = available_memory()
+    most = f"arrays that take at most {memory // 2:,} bytes as float32, half of the memory that is free"
+    require(declared <= memory // 2, str(path), most, f"{declared:,}")
+
+
+def available_memory() -> int:
+    """Bytes of memory that can be taken without swapping; where the system does not say, all that there is."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -36,6 +36,7 @@ class Card:
     additional_data: str | None = None  # synthetic or other images beside it, in words
     datasets: tuple[str, ...] = ()  # names of data sets on the hub
     threat: ThreatModel | None = None  # what it was trained to withstand
+    noise: float | None = None  # standard deviation of the Gaussian noise that it was trained under
     recipe_digest: str | None = None  # digest of the recipe that made it
     metrics: tuple[Metric, ...] = ()  # what was measured
     licence: str | None = None  # identifier of the licence on the hub, such as apache-2.0
@@ -94,6 +95,8 @@ def _body(model: ClassifierNetwork, card: Card) -> Iterator[str]:
         yield from filter(None, (card.data, card.additional_data and f"Additional data: {card.additional_data}"))
     if card.threat is not None:
         yield f"## Threat model\n\n{_threat(card.threat)}"
+    if card.noise is not None:
+        yield f"## Noise\n\nTrained on images with Gaussian noise of standard deviation {card.noise:g} added."
     if card.metrics:
         yield f"## Metrics\n\n{_table(card.metrics)}"
     if card.recipe_digest is not None:

@@ -84,6 +84,7 @@ def _config(model: ClassifierNetwork, facts: Card) -> dict[str, Any]:
         "shape": facts.shape,
         "class_names": facts.class_names,
         "threat": None if facts.threat is None else asdict(facts.threat),
+        "noise": facts.noise,
         "recipe_digest": facts.recipe_digest,
     }
     return {name: value for name, value in config.items() if value is not None}
