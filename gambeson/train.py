@@ -36,6 +36,7 @@ from gambeson.store import Artifact, Machine, Store, open_folder
 from gambeson.threat import ThreatModel
 from gambeson.training.classifier import Checkpoint, ClassifierTraining, Networks, check_network, train_classifier
 from gambeson.training.schedule import OneCycle
+from gambeson.training.validation import score_of
 
 DEFAULT = "fast"
 """The preset, where none is named."""
@@ -284,6 +285,7 @@ def _card(asked: Asked, training: Training, real: ImageSet, kept: dict[str, Any]
         "data": real.name,
         "additional_data": None if asked.synthetic is None else asked.synthetic.name,
         "threat": spec.trained_threat,
+        "noise": spec.noise,
         "recipe_digest": made.digest,
         "metrics": metrics,
         "limits": LIMITS.format(picked=picked),
@@ -292,9 +294,10 @@ def _card(asked: Asked, training: Training, real: ImageSet, kept: dict[str, Any]
 
 def _tell(header: dict[str, Any], kept: dict[str, Any], count: int) -> None:
     selection = header["selection"]
+    judged, overfitting = ("under noise", "overfitting") if "noisy" in kept else ("robust", "robust overfitting")
     print(
-        f"step {kept['step']}: clean {kept['clean']:.1%}, robust {kept['robust']:.1%} on {count} images held out of "
-        f"train; best {selection['best']:.1%}, last {selection['last']:.1%}: robust overfitting "
+        f"step {kept['step']}: clean {kept['clean']:.1%}, {judged} {score_of(kept):.1%} on {count} images held out of "
+        f"train; best {selection['best']:.1%}, last {selection['last']:.1%}: {overfitting} "
         f"{100 * selection['best_minus_last']:.1f} points"
     )
 

@@ -270,6 +270,11 @@ def test_the_best_weights_are_kept_and_a_stale_training_ends(
     assert best_of(header["log"])["step"] == 4
 
 
+def test_the_best_under_noise_is_kept_where_noise_is_trained_against() -> None:
+    log = [{"step": 1, "robust": 0.5, "noisy": 0.6}, {"step": 2, "robust": 0.4, "noisy": 0.7}]
+    assert best_of(log)["step"] == 2
+
+
 def test_tensorboard_and_json_lines_tell_the_same(real: ImageSet, tmp_path: Path) -> None:
     event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     trained(tmp_path, TINY, real)

@@ -10,10 +10,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from gambeson.randomness import image_keys, uniform
-from gambeson.robustness import attack_losses, attacks, checks, losses, objectives
+from gambeson.robustness import attack_losses, checks, losses, objectives
 from gambeson.robustness.attack_losses import DLR, CrossEntropy, Margin, TargetedDLR
-from gambeson.robustness.attacks import APGD, FGSM, PGD, TargetedAPGD, attack_input_checks, checkpoints, robust_after
+from gambeson.robustness.attacks import APGD, FGSM, PGD, TargetedAPGD, checkpoints
+from gambeson.robustness.inputs import attack_input_checks
 from gambeson.robustness.losses import TRADES, PGDAdversarial, Plain
+from gambeson.robustness.pursuit import Board
+from gambeson.robustness.verdicts import robust_after
 from gambeson.threat import ThreatModel
 
 LINF, L2 = ThreatModel(epsilon=0.1), ThreatModel(norm="l2", epsilon=0.6)
@@ -309,8 +312,8 @@ def test_targets_come_by_falling_clean_logit():
     ]
     assert verdicts == [True, True]
     model[1].weight.data[2, 0] = 1.5
-    record = attacks._Record(model, x, y)
-    assert record.targets.tolist() == [[1, 2, 3]]
+    board = Board(x, y, model(x), 0)
+    assert board.ranked.tolist() == [[1, 2, 3]]
     assert not robust_after(TargetedAPGD(threat=ThreatModel(epsilon=0.5), steps=10, targets=2), model, x, y).item()
 
 
@@ -342,13 +345,13 @@ def test_every_restart_has_its_own_start(attack):
 def test_a_fooling_image_is_kept_whatever_its_loss():
     """Cross-entropy may be lower where the image is wrong than at an earlier point where it was right."""
     x, y = X, torch.tensor([0, 0])
-    record = attacks._Record(linear(torch.zeros(2, 4), torch.tensor([1.0, 0.0])), x, y)
-    climb = attacks._place(lambda z: z.flatten(1)[:, :2], CrossEntropy(), x, y, y, x)
-    for shift, loss, right in ((0.1, 2.0, True), (0.2, 1.0, True), (0.3, 0.5, False)):
-        step = replace(climb, x=x + shift, loss=torch.tensor([loss, 0.1]), right=torch.tensor([right, True]))
-        left = record.keep(step)
-    assert record.best[:, 0, 0, 0].tolist() == pytest.approx([0.8, 0.6])
-    assert left.row.tolist() == record.standing().tolist() == [1]
+    board = Board(x, y, torch.tensor([[1.0, 0.0]]).expand(2, 2), 0)
+    lanes = board.fresh(PGD(threat=LINF), board.standing(), torch.zeros(2, dtype=torch.int64))
+    for shift, margin, right in ((0.1, 0.2, True), (0.2, 0.1, True), (0.3, 0.5, False)):
+        margins = torch.tensor([margin, 2.0])
+        board.note(replace(lanes, x=x + shift, margin=margins, right=torch.tensor([right, True])))
+    assert board.best[:, 0, 0, 0].tolist() == pytest.approx([0.8, x[1, 0, 0, 0].item()])
+    assert board.standing().tolist() == [1]
 
 
 def test_frozen_puts_every_flag_back():
@@ -628,9 +631,10 @@ def test_an_honest_network_passes_every_check(net, held_out):
     found = checks.run_checks(
         net, x, y, LINF, whitebox_robust=pgd & apgd, accuracies=curve, pgd_robust=pgd, apgd_robust=apgd & pgd
     )
-    assert [c.passed for c in found] == [True] * 7, found
+    assert len(found) >= 7
+    assert all(c.passed for c in found), found
     assert torch.equal(torch.get_rng_state(), before)
-    assert len(checks.run_checks(net, x, y, L2, whitebox_robust=pgd & ~pgd)) == 5
+    assert len(checks.run_checks(net, x, y, L2, whitebox_robust=pgd & ~pgd)) == 8
 
 
 def quantised(net):

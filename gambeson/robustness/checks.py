@@ -15,11 +15,17 @@ from torch import Tensor
 
 from gambeson.randomness import image_keys, uniform
 from gambeson.robustness.attack_losses import Margin, Network, NoGradient, Verdicts, frozen, loss_and_gradient
-from gambeson.robustness.attacks import PGD, attack_input_checks, logits_of, robust_after
+from gambeson.robustness.attacks import PGD
+from gambeson.robustness.inputs import attack_input_checks, logits_of
+from gambeson.robustness.verdicts import robust_after
 from gambeson.threat import ThreatModel
 from gambeson.types import Images, Labels
 
 BATCH = 256
+TINY = 5e-4
+"""A move of every pixel that is an eighth of a grey level: what the slope of a loss speaks about."""
+NOISE = 1e-5
+"""Of the largest logit: what float32 arithmetic may change by itself, with a margin."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +73,90 @@ def gradients_not_zero(model: Network, images: Images, labels: Labels) -> Check:
         return Check(name=name, passed=False, detail=str(error))
     zero = int((sizes == 0).sum())
     return Check(name=name, passed=zero == 0, detail=f"{zero} of {len(images)} images have a margin gradient of zero")
+
+
+def batch_independent(model: Network, images: Images) -> Check:
+    """Fails if the logits of an image (up to 8 are asked) depend on what else is in its batch, beyond 1e-3 of their
+    size: batch statistics in place of learned ones, whatever the flags of the model say. Verdicts then depend on the
+    batch size, and an attack on one image moves the others. A noisy model fails too."""
+    asked = images[:8]
+    company = logits_of(model, torch.cat([asked, 1 - asked]), BATCH)[: len(asked)]
+    alone = torch.cat([logits_of(model, image.expand(2, -1, -1, -1), BATCH)[:1] for image in asked.split(1)])
+    apart = ((alone - company).abs().max() / company.abs().max().clamp_min(1e-12)).item()
+    detail = f"largest change of a logit between an image alone and in company: {apart:.3g} of the largest logit"
+    return Check(name="batch independent", passed=apart <= 1e-3, detail=detail)
+
+
+def _promise_and_change(model: Network, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """[B] what the gradient says a step of TINY against each pixel's sign changes in the margin, what it does change
+    (central difference), and the size below which neither can be told from rounding."""
+    inside = TINY + (1 - 2 * TINY) * images  # so that no step leaves [0, 1], where a model may clip
+    promised, changed, floor = [], [], []
+    with frozen(model):
+        for x, y in zip(inside.split(BATCH), labels.split(BATCH), strict=True):
+            _, gradient, _ = loss_and_gradient(model, Margin(), x, y, y)
+            step = TINY * gradient.sign()
+            up, down = (logits_of(model, x + way * step, BATCH) for way in (1, -1))
+            promised.append(TINY * gradient.abs().flatten(1).sum(1))
+            changed.append((Margin()(up, y) - Margin()(down, y)) / 2)
+            floor.append(NOISE * up.abs().amax(1))
+    return torch.cat(promised), torch.cat(changed), torch.cat(floor)
+
+
+def gradients_true(model: Network, images: Images, labels: Labels) -> Check:
+    """Fails if autograd's gradient is not the slope of the margin (Athalye et al. 2018, shattered gradients).
+
+    Each image moves by an eighth of a grey level along the sign of its gradient. The margin must change by what the
+    gradient promises, within half of it, on 9 of 10 images; and on half of them by enough to be told from rounding.
+    Quantised inputs with a straight-through gradient promise much and change nothing; saturated ones promise nothing.
+    """
+    name, n = "gradients true", len(images)
+    try:
+        promised, changed, floor = _promise_and_change(model, images, labels)
+    except NoGradient as error:
+        return Check(name=name, passed=False, detail=str(error))
+    steep = promised > 10 * floor
+    flat = int((steep & (changed.abs() <= floor)).sum())
+    wrong = int((steep & ((changed - promised).abs() > promised / 2)).sum())
+    faint = n - int(steep.sum())
+    detail = (
+        f"moved by {TINY:g} along the gradient: {wrong} of {n} images change otherwise than it says, {flat} of them "
+        f"not at all; {faint} have a gradient too small to see"
+    )
+    return Check(name=name, passed=10 * wrong <= n and 2 * faint <= n, detail=detail)
+
+
+def _other_scales(images: Tensor) -> dict[str, Tensor]:
+    """The images as a model might expect them that was not told of [0, 1]."""
+    mean = images.mean((0, 2, 3), keepdim=True)
+    std = images.std((0, 2, 3), keepdim=True, correction=0).clamp_min(1e-3)
+    scales = {"times 255": images * 255, "in [-1, 1]": 2 * images - 1, "standardised": (images - mean) / std}
+    return scales | ({"as BGR": images.flip(1)} if images.shape[1] == 3 else {})
+
+
+def _right(model: Network, images: Tensor, labels: Tensor) -> Tensor:
+    """[B] whether each image is classified as its label; a model that refuses such images has none right."""
+    try:
+        return logits_of(model, images, BATCH).argmax(1) == labels
+    except (ValueError, RuntimeError, AssertionError):
+        return torch.zeros_like(labels, dtype=torch.bool)
+
+
+def preprocessing_inside(model: Network, images: Images, labels: Labels) -> Check:
+    """Fails if the model is right more often, by over 10 points, on the images times 255, in [-1, 1], standardised or
+    with red and blue swapped: its preprocessing was left outside, so attacks in [0, 1] search the wrong box.
+
+    The surplus must also be over two standard deviations of the images on which the two disagree (McNemar).
+    """
+    given, beaten = logits_of(model, images, BATCH).argmax(1) == labels, []
+    shown = [f"as given {given.float().mean():.1%}"]
+    for name, scaled in _other_scales(images).items():
+        right = _right(model, scaled, labels)
+        surplus, differ = int(right.sum() - given.sum()), int((right != given).sum())
+        beaten.append(surplus > max(0.1 * len(images), 2 * math.sqrt(differ)))
+        shown.append(f"{name} {right.float().mean():.1%}")
+    detail = f"clean accuracy {', '.join(shown)}"
+    return Check(name="preprocessing inside", passed=not any(beaten), detail=detail)
 
 
 def _guess(threat: ThreatModel, images: Tensor, keys: Tensor, attempt: int) -> Tensor:
@@ -127,9 +217,10 @@ def accuracy_falls(accuracies: Sequence[tuple[float, float]], n: int) -> Check:
 
 
 def reaches_zero(model: Network, images: Images, labels: Labels, threat: ThreatModel, seed: int = 0) -> Check:
-    """Fails if any image survives PGD with the whole cube allowed (linf: epsilon 1; l2: the cube's diagonal)."""
+    """Fails if any image survives PGD with the whole cube allowed (l2: its diagonal; linf, and in l1's place: 1)."""
     name = "reaches zero"
-    everything = replace(threat, epsilon=1.0 if threat.norm == "linf" else math.sqrt(images[0].numel()))
+    diagonal = replace(threat, epsilon=math.sqrt(images[0].numel()))
+    everything = diagonal if threat.norm == "l2" else ThreatModel(epsilon=1.0)
     try:
         robust = robust_after(PGD(threat=everything), model, images, labels, BATCH, seed)
     except NoGradient as error:
@@ -145,6 +236,15 @@ def pgd_not_stronger_than_apgd(pgd_robust: Verdicts, apgd_robust: Verdicts) -> C
     only = int((apgd_robust & ~pgd_robust).sum())
     detail = f"robust: {pgd} under PGD, {apgd} under AutoPGD, of {len(pgd_robust)}; {only} fell to PGD alone"
     return Check(name="PGD not stronger than AutoPGD", passed=apgd - pgd <= slack(len(pgd_robust)), detail=detail)
+
+
+def square_not_stronger(fell: int, standing: int) -> Check:
+    """Fails if Square fooled more than 1 in 100 (and more than 1) of the images that stood after the gradient attacks.
+
+    Random search sees less than gradients do: where it finds more, gradients are masked (Carlini et al. 2019).
+    """
+    detail = f"Square, which sees no gradients, fooled {fell} of the {standing} images that stood after those that do"
+    return Check(name="Square not stronger than gradients", passed=fell <= max(slack(standing), 1), detail=detail)
 
 
 def _same_length(first: Tensor, second: Tensor) -> None:
@@ -173,6 +273,9 @@ def run_checks(
         gradients_not_zero(model, images, labels),
         blackbox_not_stronger(model, images, labels, threat, whitebox_robust, seed),
         reaches_zero(model, images, labels, threat, seed),
+        batch_independent(model, images),
+        gradients_true(model, images, labels),
+        preprocessing_inside(model, images, labels),
     ]
     if accuracies:
         checks.append(accuracy_falls(accuracies, len(images)))

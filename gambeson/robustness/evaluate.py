@@ -11,8 +11,9 @@ import torch
 
 from gambeson.data.datasets import ImageSet, Split
 from gambeson.models.classifiers import load_classifier
-from gambeson.robustness.attacks import APGD, PGD, TargetedAPGD, robust_after
+from gambeson.robustness.attacks import APGD, PGD, TargetedAPGD
 from gambeson.robustness.checks import run_checks
+from gambeson.robustness.verdicts import robust_after
 from gambeson.store import Artifact, Workspace, atomic, stage, write_json
 from gambeson.threat import ThreatModel
 from gambeson.types import Classifier
@@ -100,7 +101,7 @@ def rows_table(columns: Columns, seed: int) -> pa.Table:
     return pa.table(table)
 
 
-@stage(revision=1)
+@stage(revision=2)
 def evaluate(work: Workspace, spec: Evaluation, student: Artifact, real: ImageSet, *, seed: int) -> None:
     """Writes rows.parquet (one row per test image) and checks.json (the evaluation's doubts about itself)."""
     device = work.machine.device

@@ -112,6 +112,8 @@ def step_size_of(loss: Inner) -> float:
     if loss.step_size is not None:
         return loss.step_size
     threat = threat_of(loss)
+    usual = "linf or l2, or a step_size of your own (under l1 a step moves one pixel, which trains poorly)"
+    require(threat.norm in REACH, f"{type(loss).__name__} threat", usual, str(threat))
     return threat.epsilon * min(REACH[threat.norm] / loss.steps, 1.25)
 
 

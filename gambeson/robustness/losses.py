@@ -3,6 +3,7 @@
 from gambeson.robustness.awp import AWP
 from gambeson.robustness.curriculum import Curriculum
 from gambeson.robustness.inner import AdamSteps, AttackMode, Statistics, SteepestSteps, ascend
+from gambeson.robustness.noise import GaussianNoise
 from gambeson.robustness.objectives import MART, SCORE, TRADES, PGDAdversarial, Plain, TrainingLoss
 from gambeson.robustness.terms import Targets, kl_divergence
 
@@ -14,6 +15,7 @@ __all__ = [
     "AdamSteps",
     "AttackMode",
     "Curriculum",
+    "GaussianNoise",
     "PGDAdversarial",
     "Plain",
     "Statistics",

@@ -30,19 +30,19 @@ from gambeson.models.resnet import ResNetSpec
 from gambeson.models.timm_model import TimmSpec
 from gambeson.models.wideresnet import WideResNetSpec
 from gambeson.randomness import derive
-from gambeson.robustness.attacks import NotFinite
-from gambeson.robustness.losses import AWP, MART, SCORE, TRADES, Curriculum, PGDAdversarial, Plain
+from gambeson.robustness.inputs import NotFinite
+from gambeson.robustness.losses import AWP, MART, SCORE, TRADES, Curriculum, GaussianNoise, PGDAdversarial, Plain
 from gambeson.store import Artifact, Workspace, checksum, stage
 from gambeson.threat import ThreatModel
 from gambeson.training.batch_norm import average_statistics, share_batch_norm
 from gambeson.training.batches import Ahead, Batch, Batches
 from gambeson.training.journal import Journal
 from gambeson.training.loop import Losses, Optimisation, TrainingState, fit, not_finite
-from gambeson.training.validation import best_of, check_validation, validate
+from gambeson.training.validation import best_of, check_validation, noisy_accuracy, score_of, validate
 
 Networks = ResNetSpec | WideResNetSpec | PreActResNetSpec | CifarResNetSpec | TimmSpec
 """The architectures that can be trained."""
-RobustLosses = TRADES | PGDAdversarial | MART | SCORE | Plain | AWP | Curriculum
+RobustLosses = TRADES | PGDAdversarial | MART | SCORE | Plain | AWP | Curriculum | GaussianNoise
 """What can be minimised."""
 
 
@@ -104,6 +104,11 @@ class ClassifierTraining:
         return None if isinstance(loss, Plain) else loss.threat
 
     @property
+    def noise(self) -> float | None:
+        """Standard deviation of the Gaussian noise on the images that are trained on; None without."""
+        return self.loss.sigma if isinstance(self.loss, GaussianNoise) else None
+
+    @property
     def layout(self) -> torch.memory_format:
         """Order of the pixels in memory: channels last in bfloat16, where it is twice as fast on a CPU."""
         lower = self.optimisation.precision == "bfloat16"
@@ -153,7 +158,7 @@ def _averaged(path: Path, model: ClassifierNetwork) -> ClassifierNetwork:
 
 def _innermost(loss: RobustLosses) -> TRADES | PGDAdversarial | MART | SCORE | Plain:
     """The loss inside its wrappers."""
-    while isinstance(loss, (AWP, Curriculum)):
+    while isinstance(loss, (AWP, Curriculum, GaussianNoise)):
         loss = loss.loss
     return loss
 
@@ -284,6 +289,8 @@ def _validate(
         found = validate(state.averaged, real.validation, spec.threat, steps, size)
     except NotFinite:
         raise not_finite(state.step, math.nan, work, batches.blame) from None
+    if spec.noise is not None:
+        found["noisy"] = noisy_accuracy(state.averaged, real.validation, spec.noise, size)
     state.log.append({"step": state.step, "loss": state.recent_loss(spec.every), **found})
     if spec.keep == "best" and best_of(state.log)["step"] == state.step:
         state.remember()
@@ -304,11 +311,13 @@ def _write(work: Workspace, spec: ClassifierTraining, state: TrainingState, real
     tensors = state.best if spec.keep == "best" else state.averaged.state_dict()
     selection = {
         "kept": kept["step"],
-        "best": best["robust"],
-        "last": last["robust"],
-        "best_minus_last": best["robust"] - last["robust"],  # robust overfitting (Rice et al. 2020)
+        "best": score_of(best),
+        "last": score_of(last),
+        "best_minus_last": score_of(best) - score_of(last),  # robust overfitting (Rice et al. 2020)
     }
     model = state.averaged
     assert isinstance(model, ClassifierNetwork)
     header = {**classifier_header(model, real.shape), "log": state.log, "selection": selection}
+    if spec.noise is not None:
+        header["noise"] = spec.noise
     save_tensors(Path(work.folder) / "classifier.safetensors", tensors, header)
