@@ -40,8 +40,9 @@ from gambeson.data.synthetic import StoreWriter, SyntheticStore
 from gambeson.errors import UserError
 from gambeson.models.wideresnet import WideResNet, WideResNetSpec
 from gambeson.report.statistics import mean_accuracy, paired_difference
-from gambeson.robustness.attacks import PGD, robust_after
+from gambeson.robustness.attacks import PGD
 from gambeson.robustness.losses import TRADES
+from gambeson.robustness.verdicts import robust_after
 from gambeson.threat import ThreatModel
 from gambeson.training.loop import Optimisation
 

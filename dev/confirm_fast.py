@@ -23,8 +23,9 @@ from gambeson.models.classifiers import load_classifier
 from gambeson.models.resnet import ResNetSpec
 from gambeson.recipe import fill_threat
 from gambeson.recipes.training import training_preset
-from gambeson.robustness.attacks import APGD, TargetedAPGD, robust_after
+from gambeson.robustness.attacks import APGD, TargetedAPGD
 from gambeson.robustness.losses import TRADES
+from gambeson.robustness.verdicts import robust_after
 from gambeson.store import Workspace
 from gambeson.threat import ThreatModel
 from gambeson.training.classifier import ClassifierTraining, train_classifier

@@ -35,8 +35,9 @@ from gambeson.data.mixture import Mixture
 from gambeson.models.resnet import ResNetSpec
 from gambeson.randomness import derive, generator
 from gambeson.robustness.attack_losses import Margin, frozen
-from gambeson.robustness.attacks import APGD, PGD, TargetedAPGD, robust_after
+from gambeson.robustness.attacks import APGD, PGD, TargetedAPGD
 from gambeson.robustness.terms import kl_divergence
+from gambeson.robustness.verdicts import robust_after
 from gambeson.threat import ThreatModel
 from gambeson.training.loop import Optimisation
 

@@ -21,7 +21,8 @@ from gambeson.models.classifiers import load_classifier
 from gambeson.pipeline import tell
 from gambeson.recipe import Arm
 from gambeson.recipes import named
-from gambeson.robustness.attacks import PGD, robust_after
+from gambeson.robustness.attacks import PGD
+from gambeson.robustness.verdicts import robust_after
 from gambeson.store import Artifact, Store
 
 torch.set_num_threads(1)

@@ -24,6 +24,8 @@ usage: gambeson COMMAND [OPTIONS]
   show RUN                 print a run's table
   report RUN               write a run's report again and print its path
   train --data D           train a robust classifier alone: your images, a preset, synthetic images from anywhere
+  evaluate CLASSIFIER      measure its robustness on test images: AutoAttack, rows, checks, a page
+  certify CLASSIFIER       certify test images by randomised smoothing: L2 radii that provably hold
   export CLASSIFIER        write a classifier as ONNX, or as RobustBench reads it
   train-diffusion RECIPE   train the recipe's diffusion model
   train-encoder RECIPE     train a classifier whose features steer guidance: robust, standard or noise-conditioned
@@ -174,6 +176,8 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "train": _elsewhere("gambeson.train", "train"),
     "train-diffusion": _elsewhere("gambeson.commands", "train_diffusion"),
     "train-encoder": _elsewhere("gambeson.commands", "train_encoder"),
+    "evaluate": _elsewhere("gambeson.evaluate", "evaluate"),
+    "certify": _elsewhere("gambeson.certify", "certify"),
     "export": _elsewhere("gambeson.commands", "export"),
     "generate": _elsewhere("gambeson.commands", "generate_images"),
     "sample-grid": _elsewhere("gambeson.commands", "sample_grid"),

@@ -7,7 +7,9 @@ from dataclasses import dataclass, replace
 
 from gambeson.models.denoiser import load_denoiser
 from gambeson.recipe import Arm, EncoderKind, Recipe
+from gambeson.robustness.assess import assess
 from gambeson.robustness.evaluate import evaluate
+from gambeson.robustness.subjects import Ours
 from gambeson.sampling.embedding import FittedEmbedding
 from gambeson.sampling.guidance import Contrastive
 from gambeson.store import Artifact
@@ -51,6 +53,9 @@ def tell(recipe: Recipe, arm: Arm, seed: int, once: Once) -> Chapter:
         chosen = told["chosen"] = once(select, recipe.selection, told["synthetic"], told["labelled"])
     told["student"] = once(train_classifier, recipe.student, real, chosen, seed=seed)
     told["rows"] = once(evaluate, recipe.evaluation, told["student"], real, seed=seed)
+    if recipe.assessment is not None:
+        student = Ours(str(told["student"].file("classifier.safetensors")))
+        told["autoattack"] = once(assess, recipe.assessment, student, real, seed=seed)
     return Chapter(arm, seed, told)
 
 

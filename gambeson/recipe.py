@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar
 from gambeson import canonical
 from gambeson.data.datasets import Data, Digits
 from gambeson.errors import UserError, require
+from gambeson.robustness.assess import Assessment
 from gambeson.robustness.evaluate import Evaluation
 from gambeson.sampling.guidance import Contrastive, NoiseConditionedFeatures
 from gambeson.synthesis.gaussian import GaussianControl
@@ -68,6 +69,9 @@ class Recipe:
     selection: Selection = Selection()  # which synthetic images are kept
     student: ClassifierTraining = ClassifierTraining()  # the robust classifier, one for each arm
     evaluation: Evaluation = Evaluation()  # how the students are measured
+    assessment: Assessment | None = field(
+        default=None, metadata={"neutral": None}
+    )  # AutoAttack on the students besides; none: left out, since it takes long
 
     def __post_init__(self) -> None:
         plain_name = re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name)

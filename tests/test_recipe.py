@@ -236,7 +236,7 @@ def test_the_file_reads_well(tmp_path: Path) -> None:
     for line in (
         "name: digits  # name of the run",
         "threat:  # what the attacker may do",
-        "  norm: linf  # which norm bounds the perturbation: linf or l2",
+        "  norm: linf  # which norm bounds the perturbation: linf, l2 or l1",
         "  sampler:  # how noise is walked down [Heun | DDIM]",
         "    class: Heun",
         "  guidance:  # what steers; none: nothing [Contrastive | none]",
@@ -271,7 +271,7 @@ def test_a_short_file_is_enough() -> None:
         ("threat: {epsilon: .nan}", ["threat.epsilon", "expected float", "NaN"]),
         ("threat: {epsilon: 8/0}", ["threat.epsilon", "expected float", "8/0"]),
         ("threat: {epsilon: 0}", ["threat epsilon: expected a finite number above 0", "8/255"]),
-        ("threat: {norm: l1}", ["threat.norm", "expected linf or l2", "'l1'"]),
+        ("threat: {norm: l0}", ["threat.norm", "expected linf or l2 or l1", "'l0'"]),
         ("name: 5", ["name", "expected text", "5"]),
         ("name: 2020-01-01", ["name", "expected text", "2020-01-01"]),
         ("radii: 0.1", ["radii", "expected several of float"]),
@@ -384,7 +384,7 @@ def test_the_words_a_file_would_have_said_give_the_same_digest() -> None:
         ("--threat.epsilon nan", ["--threat.epsilon", "expected float"]),
         ("--threat.epsilon 0", ["threat epsilon: expected a finite number above 0", "8/255"]),
         ("--threat.epsilon -0.5", ["threat epsilon: expected a finite number above 0", "-0.5"]),
-        ("--threat.norm l1", ["--threat.norm", "expected linf or l2"]),
+        ("--threat.norm l0", ["--threat.norm", "expected linf or l2"]),
         ("--flip maybe", ["--flip", "expected true or false"]),
         ("--generation.guidance.window.start 3", ["generation.guidance.window: window: expected start < stop"]),
         ("--generation.sampler DIM", ["--generation.sampler", "expected one of DDIM, Heun"]),
@@ -437,7 +437,7 @@ def test_flat_fields_say_type_default_and_help() -> None:
     assert rows["generation.limit"] == ["int or none", "none", "at most so many"]
     assert rows["attacks"] == ["several of PGD or APGD", "PGD APGD", "the evaluation"]
     assert rows["flip"] == ["true or false", "true", "whether to mirror"]
-    assert rows["threat.norm"] == ["linf or l2", "linf", "which norm bounds the perturbation: linf or l2"]
+    assert rows["threat.norm"] == ["linf or l2 or l1", "linf", "which norm bounds the perturbation: linf, l2 or l1"]
 
 
 def test_help_of_fields_comes_from_comments_also_inherited_and_over_several_lines() -> None:

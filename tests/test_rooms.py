@@ -29,7 +29,7 @@ FLOORS = [
     ["run"],
     ["report"],
     ["screen"],
-    ["commands", "train"],
+    ["certify", "commands", "evaluate", "train"],
     ["cli"],
     ["__main__"],
 ]

@@ -144,6 +144,20 @@ def embedding(
         return _svg(figure, key, label)
 
 
+def histogram(groups: Sequence[tuple[Look, np.ndarray]], edges: np.ndarray, xlabel: str, label: str) -> str:
+    """Counts of each group's values between the same edges, as outlines over faint areas; a line marks 0."""
+    with _styled("histogram"):
+        figure, axes = _figure(5.2, 3.0)
+        for style, values in groups:
+            counts, _ = np.histogram(values, edges)
+            axes.stairs(counts, edges, color=style.colour, fill=True, alpha=0.13)
+            axes.stairs(counts, edges, color=style.colour, linestyle=style.line, linewidth=1.6)
+        axes.axvline(0, color="#9aa1ab", linewidth=1, linestyle=(0, (2, 2)), zorder=0)
+        axes.set(xlabel=xlabel, ylabel="images")
+        axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
+        return _svg(figure, "histogram", label)
+
+
 def _styled(salt: str) -> AbstractContextManager[None]:
     """The charts' style for a while; `salt` makes matplotlib's hashed ids the same in every run."""
     style: Any = {**STYLE, "svg.hashsalt": salt}

@@ -19,6 +19,7 @@ from gambeson.pipeline import Chapter
 from gambeson.recipe import Arm, Recipe
 from gambeson.report.material import (
     ArmMaterial,
+    AutoAttackMaterial,
     CheckRecord,
     FeatureSet,
     Grids,
@@ -52,6 +53,7 @@ def gather(run: Run) -> RunMaterial:
         features=_features(first, real),
         stages=_stages(run),
         checks=tuple(check for chapter in run.chapters for check in _checks(chapter)),
+        autoattack=tuple(map(_autoattack, (c for c in run.chapters if "autoattack" in c.artifacts))),
         versions=facts["versions"],
         command=facts["command"],
         created=facts["finished"],
@@ -155,9 +157,16 @@ def _stage(chapter: Chapter, role: str, artifact: Artifact, started: str) -> Sta
     )
 
 
+def _autoattack(chapter: Chapter) -> AutoAttackMaterial:
+    made = chapter.artifacts["autoattack"]
+    rows, facts = pq.read_table(made.file("rows.parquet")), json.loads(made.file("facts.json").read_text())
+    return AutoAttackMaterial(arm=chapter.arm.title, seed=chapter.seed, rows=rows, facts=facts)
+
+
 def _checks(chapter: Chapter) -> list[CheckRecord]:
-    """The evaluation's doubts, and whether every stage was made in one execution environment."""
-    found = json.loads(chapter.artifacts["rows"].file("checks.json").read_text())
+    """The evaluations' doubts, and whether every stage was made in one execution environment."""
+    made = [chapter.artifacts[role] for role in ("rows", "autoattack") if role in chapter.artifacts]
+    found = [each for artifact in made for each in json.loads(artifact.file("checks.json").read_text())]
     mixed = [role for role, artifact in chapter.artifacts.items() if not artifact.record["bit_identical"]]
     detail = f"resumed with another torch, thread count or device: {', '.join(mixed) or 'none'}"
     found.append({"name": "repeatable to the bit", "passed": not mixed, "detail": detail})

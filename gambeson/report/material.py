@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -122,6 +123,16 @@ class CheckRecord:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class AutoAttackMaterial:
+    """The assessment of one student: its rows, and the facts that belong to the number (gambeson.robustness.assess)."""
+
+    arm: str
+    seed: int
+    rows: pa.Table
+    facts: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class RunMaterial:
     """A whole run, ready to be shown.
 
@@ -146,6 +157,7 @@ class RunMaterial:
     features: tuple[FeatureSet, ...] = ()
     stages: tuple[StageRecord, ...] = ()
     checks: tuple[CheckRecord, ...] = ()
+    autoattack: tuple[AutoAttackMaterial, ...] = ()
     versions: dict[str, str] = field(default_factory=dict)
     attacks: Mapping[str, str] = field(default_factory=dict)
 

@@ -11,7 +11,7 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from gambeson.report import charts, rows, verdict
+from gambeson.report import charts, evaluation_rows, rows, verdict
 from gambeson.report.charts import Look
 from gambeson.report.embedding import LEAST_POINTS, embed, limits
 from gambeson.report.images import MOST_IMAGES, strip
@@ -62,6 +62,16 @@ class StageCost:
 
 
 @dataclass(frozen=True)
+class AutoAttackLine:
+    """What AutoAttack left of one student."""
+
+    arm: str
+    seed: int
+    images: int
+    falls: list[evaluation_rows.Fall]  # clean, then after each attack
+
+
+@dataclass(frozen=True)
 class CheckLine:
     """A check over all arms and seeds that it was made on."""
 
@@ -75,7 +85,7 @@ def render(material: RunMaterial) -> str:
     found = verdict.judge(material)
     checks = _named((*rows.row_checks(material), *material.checks), material)
     looks = {arm.key: charts.look(place) for place, arm in enumerate(material.arms)}
-    return _environment().get_template("page.html.j2").render(
+    return environment().get_template("page.html.j2").render(
         run=material,
         verdict=found,
         columns=verdict.COLUMNS,
@@ -84,6 +94,7 @@ def render(material: RunMaterial) -> str:
         robustness=_robustness(material, looks),
         grid=_grid(material.grids, material.class_names),
         grid_note=_grid_note(material.grids),
+        autoattack=_autoattack(material),
         embedding=_embedding(material.features, material.class_names),
         class_colours=charts.class_colours(len(material.class_names)),
         training=_training(material.arms, looks),
@@ -110,13 +121,22 @@ def write(material: RunMaterial, path: Path | str) -> Path:
     return path
 
 
-def _environment() -> Environment:
+def environment() -> Environment:
+    """The templates beside this file, every string from data escaped, with the filters for numbers."""
     loader = FileSystemLoader(Path(__file__).parent)
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters.update(percent=verdict.percent, points=verdict.points, duration=_duration, memory=_memory)
     return environment
+
+
+def _autoattack(material: RunMaterial) -> list[AutoAttackLine]:
+    """A line for each student that was assessed."""
+    return [
+        AutoAttackLine(each.arm, each.seed, len(each.rows), evaluation_rows.cascade(each.rows))
+        for each in material.autoattack
+    ]
 
 
 def _bars(comparisons: Sequence[Comparison]) -> list[Bar | None]:

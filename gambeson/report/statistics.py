@@ -11,19 +11,12 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float
-from scipy.special import ndtri, stdtrit
+from scipy.special import stdtrit
+
+from gambeson.robustness.intervals import Interval, normal_quantile, wilson
 
 Correct = Bool[np.ndarray, "seeds images"]
 """[seeds, images], True where the image was classified rightly."""
-
-
-@dataclass(frozen=True)
-class Interval:
-    """An estimate between the ends of its confidence interval; fractions of 1."""
-
-    estimate: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True)
@@ -50,19 +43,6 @@ class MeanSpread:
     freedom: float
 
 
-def wilson(successes: int, n: int, confidence: float = 0.95) -> Interval:
-    """Wilson's score interval (Wilson 1927) of a fraction: `successes` out of `n` independent trials.
-
-    Raises ValueError unless 0 <= successes <= n and n >= 1.
-    """
-    if not 0 <= successes <= n or n < 1:
-        raise ValueError(f"wilson: expected 0 <= successes <= n and n >= 1, got {successes} of {n}")
-    z, p = _normal_quantile(confidence), successes / n
-    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return _around(p, centre, half, 0.0)
-
-
 def mean_accuracy(correct: Correct, confidence: float = 0.95) -> Interval:
     """The accuracy over [seeds, images], with Wilson's interval for one seed and a two-way one for several.
 
@@ -73,7 +53,7 @@ def mean_accuracy(correct: Correct, confidence: float = 0.95) -> Interval:
     if len(correct) == 1:
         return wilson(int(correct.sum()), correct.size, confidence)
     spread = two_way_mean(_with_images(correct, [1.0, 1.0, 0.0, 0.0]))
-    return _around(float(correct.mean()), spread.mean, _half_width(spread, confidence), 0.0)
+    return Interval.around(float(correct.mean()), spread.mean, _half_width(spread, confidence), 0.0)
 
 
 def paired_difference(a: Correct, b: Correct, confidence: float = 0.95) -> Difference:
@@ -93,7 +73,7 @@ def paired_difference(a: Correct, b: Correct, confidence: float = 0.95) -> Diffe
     d = a.astype(float) - b.astype(float)
     padded = _with_images(d, [math.sqrt(0.5), -math.sqrt(0.5)])
     spread = two_way_mean(padded) if len(d) > 1 else MeanSpread(padded.mean(), padded.var() / padded.size, math.inf)
-    interval = _around(float(d.mean()), spread.mean, _half_width(spread, confidence), -1.0)
+    interval = Interval.around(float(d.mean()), spread.mean, _half_width(spread, confidence), -1.0)
     return Difference(interval.estimate, interval.low, interval.high, randomness(len(d)))
 
 
@@ -138,20 +118,8 @@ def _with_images(values: np.ndarray, extra: list[float]) -> np.ndarray:
     return np.concatenate([values.astype(float), np.tile(extra, (len(values), 1))], axis=1)
 
 
-def _normal_quantile(confidence: float) -> float:
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence: expected a number between 0 and 1 such as 0.95, got {confidence}")
-    return float(ndtri((1 + confidence) / 2))
-
-
 def _half_width(spread: MeanSpread, confidence: float) -> float:
-    quantile = _normal_quantile(confidence)
+    quantile = normal_quantile(confidence)
     if math.isfinite(spread.freedom):
         quantile = float(stdtrit(spread.freedom, (1 + confidence) / 2))
     return quantile * math.sqrt(spread.variance)
-
-
-def _around(estimate: float, centre: float, half: float, lowest: float) -> Interval:
-    """centre +- half, cut to [lowest, 1] and never leaving the estimate out."""
-    low, high = max(centre - half, lowest), min(centre + half, 1.0)
-    return Interval(estimate, float(min(low, estimate)), float(max(high, estimate)))
