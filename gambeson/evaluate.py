@@ -29,7 +29,7 @@ from gambeson.report.evaluation_folder import Board, deliver
 from gambeson.robustness.assess import Assessment, assess
 from gambeson.robustness.autoattack import ATTACKS, BLACK_BOX, VERSIONS, AutoAttack
 from gambeson.robustness.corrupted import Corrupting, corrupt
-from gambeson.robustness.subjects import Named, logits_wanted, subject_of
+from gambeson.robustness.subjects import Named, logits_wanted, subject_of, trained_threat
 from gambeson.robustness.views import Precision
 from gambeson.store import Artifact, Machine, Store, open_folder
 from gambeson.threat import ThreatModel
@@ -62,7 +62,8 @@ options, besides every field (gambeson evaluate CLASSIFIER --data digits --help 
                    x_test and y_test. One with images and labels alone: all of them; for a classifier of
                    `gambeson train` the share that training holds out, unless --all-images
   --data-root DIR  where named image sets lie (default ./data or $GAMBESON_DATA)
-  --threat T       what the attacker may do: linf:8/255 (default), l2:0.5, l1:12
+  --threat T       what the attacker may do: linf:8/255, l2:0.5, l1:12 (default: what a folder of `gambeson train` says
+                   that it was trained to withstand, otherwise linf:8/255)
   --version V      {", ".join(VERSIONS)} (worst: standard and aa+mt)
   --attacks A,B    these attacks in this order instead: {", ".join(ATTACKS[:6])},
                    {", ".join(ATTACKS[6:])}
@@ -117,7 +118,9 @@ def read(argv: list[str]) -> Asked:
     assert data is not None
     if root is not None:
         os.environ["GAMBESON_DATA"] = root
-    default = Evaluating(data=door(data), assessment=assessment)
+    attack = assessment.autoattack
+    attack = replace(attack, threat=attack.threat or trained_threat(first) or ThreatModel())
+    default = Evaluating(data=door(data), assessment=replace(assessment, autoattack=attack))
     evaluating = _overridden(default, words, f"gambeson evaluate {first} --data {data}")
     place = None if out is None else Path(out)
     free = place is None or not place.exists() or not any(place.iterdir()) or (place / "facts.json").is_file()
@@ -135,7 +138,7 @@ def read(argv: list[str]) -> Asked:
 
 
 def _assessment(words: list[str]) -> Assessment:
-    """The assessment that the short options ask for."""
+    """The assessment that the short options ask for; the threat stays out where none does."""
     names = ("threat", "version", "attacks", "precision")
     threat, version, attacks, precision = (take(words, f"--{name}") for name in names)
     images, batch, chunk = (take_number(words, f"--{name}") for name in ("images", "batch-size", "chunk"))
@@ -150,7 +153,7 @@ def _assessment(words: list[str]) -> Assessment:
     sizes = {"images": images, "batch_size": batch, "chunk": chunk}
     attack: dict[str, Any] = {name: value for name, value in said.items() if value is not None}
     whole: dict[str, Any] = {name: size for name, size in sizes.items() if size is not None}
-    ball = ThreatModel.parse(threat) if threat else ThreatModel()
+    ball = ThreatModel.parse(threat) if threat else None
     return Assessment(autoattack=AutoAttack(threat=ball, attacks=chosen, **attack), **whole)
 
 

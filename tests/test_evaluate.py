@@ -28,6 +28,7 @@ from gambeson.evaluate import read
 from gambeson.models.classifiers import classifier_header
 from gambeson.models.export import save_robustbench
 from gambeson.models.files import save_tensors
+from gambeson.models.hub import from_pretrained
 from gambeson.models.resnet import ResNetSpec
 from gambeson.models.wideresnet import WideResNetSpec
 from gambeson.report import evaluation, evaluation_rows, evaluation_words
@@ -381,6 +382,16 @@ def test_an_epsilon_is_a_number() -> None:
         assert read(["m", "--data", "digits", "--threat", text]).evaluating.assessment.autoattack.threat == ThreatModel(
             epsilon=8 / 255
         )
+
+
+def test_without_a_threat_it_is_that_of_the_training(model: Path, tmp_path: Path) -> None:
+    """Where the folder says it; a threat that is said goes before, and without either it is linf 8/255."""
+    net, words = from_pretrained(model), ["--data", "digits"]
+    net.save_pretrained(tmp_path / "told", threat=ThreatModel(norm="l2", epsilon=0.7))
+    asked = [read([str(place), *words]) for place in (tmp_path / "told", model)]
+    asked.append(read([str(tmp_path / "told"), *words, "--threat", "linf:0.1"]))
+    found = [one.evaluating.assessment.autoattack.threat for one in asked]
+    assert found == [ThreatModel(norm="l2", epsilon=0.7), ThreatModel(), ThreatModel(epsilon=0.1)]
 
 
 def test_words_become_an_evaluation() -> None:

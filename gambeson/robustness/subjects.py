@@ -19,7 +19,7 @@ from gambeson.data.imageset import ImageSet
 from gambeson.errors import UserError, require
 from gambeson.models.classifiers import spec_of
 from gambeson.models.files import is_safetensors
-from gambeson.models.hub import WEIGHTS
+from gambeson.models.hub import CONFIG, WEIGHTS, config_of
 from gambeson.models.network import ClassifierNetwork
 from gambeson.models.outside import Outside, kind_of, outside_classifier
 from gambeson.robustness.assess import Subject
@@ -28,6 +28,7 @@ from gambeson.robustness.certificates import SavedClassifier
 from gambeson.robustness.inputs import logits_of
 from gambeson.robustness.zoo import load_zoo
 from gambeson.store import checksum
+from gambeson.threat import ThreatModel
 
 OURS = "classifier.safetensors"
 """The file of weights in the folder of a finished training."""
@@ -90,6 +91,14 @@ class Ours:
     def open(self, device: str) -> Network:
         """Images [B, C, H, W] in [0, 1] -> logits."""
         return _readied(self.network(), device, self.compiled)
+
+
+def trained_threat(word: str) -> ThreatModel | None:
+    """What a folder of `gambeson train` says that its classifier was trained to withstand; None where nothing does."""
+    told = config_of(word).get("threat") if (Path(word) / CONFIG).is_file() else None
+    if not isinstance(told, dict) or not {"norm", "epsilon"} <= set(told):
+        return None
+    return ThreatModel(norm=told["norm"], epsilon=told["epsilon"])
 
 
 @dataclass(frozen=True)
