@@ -456,6 +456,7 @@ def test_input_checks(images, labels, match):
     ("model", "labels", "match"),
     [
         (linear(torch.eye(2, 4)).train(), Y, "eval mode"),
+        (linear(torch.eye(2, 4)).to("meta"), Y, "expected model and images on one device, got the model on meta"),
         (nn.Sequential(nn.Flatten(), nn.Linear(4, 2)).eval().append(nn.Dropout()), Y, "eval mode"),
         (linear(torch.eye(2, 4)), Y + 1, "below 2"),
         (linear(torch.eye(1, 4)), Y * 0, "at least 2 classes"),

@@ -16,8 +16,15 @@ class NotFinite(ValueError):
 def logits_of(model: Network, images: Images, batch_size: int = 256) -> Logits:
     """[B, K] logits without gradients, batch by batch, in the images' own precision (autocast off).
 
-    Raises ValueError if the model is in training mode, or its output not [B, K] or not finite.
+    Raises ValueError if the model is in training mode or on another device, or its output not [B, K] or not finite.
     """
+    if isinstance(model, nn.Module):
+        places = {str(p.device) for p in model.parameters()}
+        if places and str(images.device) not in places:
+            raise ValueError(
+                f"attack: expected model and images on one device, got the model on {', '.join(sorted(places))} and "
+                f"the images on {images.device}; call model.to({str(images.device)!r}), or move images and labels"
+            )
     if isinstance(model, nn.Module) and any(module.training for module in model.modules()):
         raise ValueError("attack: expected a model in eval mode, got one in training mode; call model.eval() first")
     with torch.no_grad(), true_float32(), torch.autocast(images.device.type, enabled=False):
