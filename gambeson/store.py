@@ -43,6 +43,13 @@ class Digested(Protocol):
     def digest(self) -> str: ...
 
 
+@runtime_checkable
+class HoldsTest(Protocol):
+    """An input of which stages that do not evaluate get a copy without test images."""
+
+    def without_test(self) -> Any: ...
+
+
 def _alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
@@ -225,11 +232,21 @@ class Stage:
     revision: int
     work: Callable[..., None]
     together: bool = False  # whether processes that train together all do it; otherwise the first one alone
+    reads_test: bool = False  # whether it evaluates; the others cannot read test images
+
+    def given(self, inputs: tuple) -> tuple:
+        """What the function gets of these inputs."""
+        if self.reads_test:
+            return inputs
+        return tuple(given.without_test() if isinstance(given, HoldsTest) else given for given in inputs)
 
 
-def stage(revision: int, together: bool = False) -> Callable[[Callable[..., None]], Stage]:
-    """Makes a stage of a function. One done `together` writes its results in the process that leads only."""
-    return lambda work: Stage(work.__name__, revision, work, together)
+def stage(
+    revision: int, together: bool = False, reads_test: bool = False
+) -> Callable[[Callable[..., None]], Stage]:
+    """Makes a stage of a function. One done `together` writes its results in the process that leads only; one that does
+    not say `reads_test` gets image sets whose test part raises when it is read."""
+    return lambda work: Stage(work.__name__, revision, work, together, reads_test)
 
 
 def reset_peak_memory() -> None:
@@ -302,6 +319,7 @@ class Store:
     ) -> None:
         """The stage's work: by all processes or the first alone; the record is the first's."""
         make_repeatable(self.machine)
+        inputs = stage.given(inputs)
         workspace = Workspace(
             artifact.folder, lambda done, total: self.report(stage.name, done, total), self.machine, say=self.say
         )

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -24,6 +25,24 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+
+class Withheld(Split):
+    """Test images that are there and may not be read: where something is trained, generated or chosen."""
+
+    def __init__(self, count: int) -> None:
+        object.__setattr__(self, "count", count)
+
+    def __len__(self) -> int:
+        return self.__dict__["count"]
+
+    def __getattribute__(self, name: str) -> Any:
+        if name in ("images", "labels"):
+            raise UserError(
+                f"test {name}: expected to be read by evaluation alone (a stage that says reads_test), not by what "
+                "trains, generates or chooses; take the validation part"
+            )
+        return super().__getattribute__(name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +70,13 @@ class ImageSet:
             state.update(b"|")
             state.update(np.ascontiguousarray(part.labels.numpy()).data)
         return state.hexdigest()
+
+
+    def without_test(self) -> ImageSet:
+        """The same set, with the same digest, whose test images raise UserError when they are read."""
+        guarded = replace(self, test=Withheld(len(self.test)))
+        guarded.__dict__["digest"] = self.digest
+        return guarded
 
 
 def data_root() -> Path:

@@ -262,7 +262,7 @@ def curve_columns(
     return columns
 
 
-@stage(revision=1, together=True)
+@stage(revision=1, together=True, reads_test=True)
 def assess(work: Workspace, spec: Assessment, subject: Subject, real: ImageSet, *, seed: int) -> None:
     """Writes rows.parquet (one row per test image), checks.json and facts.json.
 

@@ -178,7 +178,7 @@ def certificate_rows(
     return pa.table({name: pa.array(values) for name, values in columns.items()})
 
 
-@stage(revision=1)
+@stage(revision=1, reads_test=True)
 def certify_images(
     work: Workspace, spec: Certification, classifier: SavedClassifier, real: ImageSet, *, seed: int
 ) -> None:

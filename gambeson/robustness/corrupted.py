@@ -34,7 +34,7 @@ class Corrupting:
         require(self.batch_size >= 1, "corruptions, batch_size", "above 0", self.batch_size)
 
 
-@stage(revision=1)
+@stage(revision=1, reads_test=True)
 def corrupt(work: Workspace, spec: Corrupting, subject: Subject, real: ImageSet, *, seed: int) -> None:
     """Writes corruptions.parquet: corruption, severity, index (of the test image), right."""
     index = spread(len(real.test), spec.images or len(real.test))

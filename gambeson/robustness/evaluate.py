@@ -101,7 +101,7 @@ def rows_table(columns: Columns, seed: int) -> pa.Table:
     return pa.table(table)
 
 
-@stage(revision=2)
+@stage(revision=2, reads_test=True)
 def evaluate(work: Workspace, spec: Evaluation, student: Artifact, real: ImageSet, *, seed: int) -> None:
     """Writes rows.parquet (one row per test image) and checks.json (the evaluation's doubts about itself)."""
     device = work.machine.device
