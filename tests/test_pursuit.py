@@ -1,5 +1,6 @@
 """Lanes: refilled batches, draws that belong to images, states that go on to the bit, precision, lack of memory."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -10,6 +11,7 @@ from gambeson.randomness import image_keys, normal, uniform
 from gambeson.robustness.attacks import APGD, PGD, TargetedAPGD
 from gambeson.robustness.inputs import clean_logits
 from gambeson.robustness.pursuit import Board, Chase, looked_up, pursue
+from gambeson.robustness.square import Square
 from gambeson.robustness.verdicts import robust_after
 from gambeson.robustness.views import View
 from gambeson.threat import ThreatModel
@@ -293,3 +295,77 @@ def test_networks_that_draw_are_climbed_to_the_end(drawing):
         assert (~board.right).sum() > 3
         there = (board.best - (x - 0.02)).abs().amax((1, 2, 3)) < 1e-9
         assert bool(there[~board.right].all()) is all_at_the_corner
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_slopes_that_are_no_numbers_do_not_stop_an_attack(net, norm):
+    """The slope of a root is not a number at black pixels: those entries count as 0, and images fall as before."""
+    images = torch.rand(12, 2, 6, 6, generator=torch.Generator().manual_seed(3), dtype=torch.float64).clamp_min(0.2)
+    images[:, 0, :2] = 0
+    labels, threat = net(images).argmax(1), ThreatModel(norm=norm, epsilon=0.1 if norm == "linf" else 1.0)
+
+    def rooted(x):
+        return net(x) + 0 * x.clamp_min(0).sqrt().sum((1, 2, 3))[:, None]
+
+    sought = torch.autograd.grad(rooted(leaf := images.clone().requires_grad_()).sum(), leaf)[0]
+    assert sought.isnan().any(), "the test's own premise"
+    for attack in (
+        PGD(threat=threat, steps=15, restarts=1),
+        APGD(threat=threat, steps=15),
+        TargetedAPGD(threat=threat),
+    ):
+        right = robust_after(attack, rooted, images, labels)
+        assert torch.equal(right, robust_after(attack, net, images, labels))
+        assert not right.any()
+
+
+def test_points_whose_logits_are_no_numbers_neither_fool_nor_count(net, batch):
+    """Only brighter images have such logits: what falls has finite logits, and lies in the ball."""
+    images, labels = batch[0].clamp(0.05, 0.95), batch[1]
+
+    def spoilt(x):
+        return torch.where(x.mean((1, 2, 3), keepdim=True).flatten(1) > 0.51, math.nan, net(x))
+
+    kept = images.mean((1, 2, 3)) <= 0.5
+    images, labels = images[kept], labels[kept]
+    threat = ThreatModel(epsilon=0.03)
+    assert spoilt(images + 0.03).isnan().any(), "the test's own premise"
+    for attack in (
+        PGD(threat=threat),
+        APGD(threat=threat),
+        TargetedAPGD(threat=threat),
+        Square(threat=threat, queries=99),
+    ):
+        board = Board(images, labels, clean_logits(spoilt, images, labels, 64), 0)
+        pursue(attack, View(spoilt), board, 64)
+        fooled = ~board.right
+        assert fooled.sum() > 3
+        logits = spoilt(board.best[fooled])
+        assert logits.isfinite().all()
+        assert (logits.argmax(1) != labels[fooled]).all()
+        assert board.margin.isfinite().all()
+
+
+def test_memory_that_does_not_suffice_halves_plain_looks_too(net, batch):
+    """Clean logits and the last look at what was fooled, as everything else."""
+
+    def small(x):
+        if len(x) > 8:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return net(x)
+
+    with pytest.warns(UserWarning, match="out of memory"):
+        found = robust_after(PGD(threat=THREAT, steps=6, restarts=1), small, *batch, batch_size=37)
+    assert torch.equal(found, robust_after(PGD(threat=THREAT, steps=6, restarts=1), net, *batch, batch_size=37))
+
+
+def test_the_work_left_is_counted_as_it_is(net, batch):
+    """`weight` keeps a sum; it must be that of everyone who waits, also after a restore."""
+    board, attack = board_of(net, batch), PGD(threat=THREAT, steps=2, restarts=3)
+    chase = Chase.start(attack, View(net), board, 5)
+    while chase.going:
+        chase.advance()
+        assert chase.climbed == sum(run for _, run in chase.waiting)
+        again = Chase.start(attack, View(net), board_of(net, batch), 5)
+        again.restore(chase.save())
+        assert again.weight == chase.weight

@@ -23,8 +23,6 @@ from gambeson.robustness.attack_losses import (
     Margin,
     Network,
     TargetedDLR,
-    frozen,
-    loss_and_gradient,
     threat_of,
 )
 from gambeson.robustness.inputs import clean_logits
@@ -59,10 +57,11 @@ class FGSM:
         threat = threat_of(self)
         clean = clean_logits(model, images, labels, len(images))
         target = clean.scatter(1, labels[:, None], -math.inf).argmax(1)
-        with frozen(model):
-            _, gradient, right = loss_and_gradient(model, self.loss, images, labels, target)
+        view = View(model)
+        with view.ready():
+            gradient = view.slope(self.loss, images, labels, target).gradient
         stepped = threat.project(images + threat.epsilon * threat.steepest(gradient), images)
-        return torch.where(right.reshape(-1, 1, 1, 1), stepped, images)
+        return where(clean.argmax(1) == labels, stepped, images)
 
 
 def random_start(attack: HasThreat, lanes: Lanes) -> Lanes:

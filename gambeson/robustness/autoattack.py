@@ -6,8 +6,10 @@ what `Journal` keeps, so that a killed evaluation goes on to the same rows.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -16,7 +18,7 @@ import torch
 from torch import Tensor
 
 from gambeson.errors import require
-from gambeson.randomness import derive
+from gambeson.randomness import derive, image_keys
 from gambeson.robustness.attack_losses import DLR, Margin, Network, threat_of
 from gambeson.robustness.attacks import APGD, TargetedAPGD
 from gambeson.robustness.fab import FAB, TargetedFAB
@@ -180,9 +182,10 @@ class AutoAttack:
         """Attacks images [B, C, H, W] in [0, 1] with labels [B]; `batch_size` images are in the network at once.
 
         `journal` keeps the state, so that a killed call goes on. Raises ValueError for inputs out of form, a missing
-        threat, a model in training mode or one whose logits are not finite.
+        threat, a model in training mode or one whose logits are not finite, and for another evaluation's journal.
         """
         clean = clean_logits(model, images, labels, batch_size)
+        images = images.detach()
         work = Assault(self.chosen(), model, images, labels, clean, self, batch_size, watch, journal)
         return work.carried_out()
 
@@ -194,10 +197,11 @@ class AutoAttack:
         batch_size: int = 250,
         say: Callable[[str], None] = print,
         return_labels: bool = False,
+        journal: Journal | None = None,
     ) -> Any:
         """As the reference's method of this name: tells the accuracy after each attack, and gives the adversarial
         images [B, C, H, W] (the clean one where no attack succeeded); with `return_labels` also the predictions [B]."""
-        result = self(model, x, y, batch_size)
+        result = self(model, x, y, batch_size, journal=journal)
         count, right = len(y), result.column("broken_by") != "clean"
         say(f"initial accuracy: {right.mean():.2%}")
         for name in self.names:
@@ -272,12 +276,29 @@ class Assault:
         """All attacks, from where the journal left off."""
         saved = None if self.journal is None else self.journal.load()
         if saved is not None:
+            self._check_journal(saved)
             self.standing, self.adversarial = (saved[k].to(self.labels.device) for k in ("standing", "adversarial"))
             self.done = saved["done"]
         for name in self.attacks:
             if name not in self.done:
                 self._attack(name, saved["chase"] if saved is not None and saved["attack"] == name else None)
         return AttackResult(self.adversarial, self.standing, self._columns())
+
+    @cached_property
+    def identity(self) -> str:
+        """SHA-256 of what is attacked and how: the attacks, the images with their labels, and what was predicted."""
+        state = hashlib.sha256(repr((self.spec, self.images.shape)).encode())
+        for part in (image_keys(self.images, self.labels, 0), self.clean.argmax(1)):
+            state.update(part.cpu().numpy().tobytes())
+        return state.hexdigest()
+
+    def _check_journal(self, saved: dict[str, Any]) -> None:
+        """ValueError for the journal of another evaluation."""
+        if saved.get("of") != self.identity:
+            raise ValueError(
+                "journal: expected the state of this evaluation, got that of other images, another model or other "
+                "attacks; give every evaluation a journal of its own"
+            )
 
     def _attack(self, name: str, saved: dict[str, Any] | None) -> None:
         board = Board(self.images, self.labels, self.clean, derive(self.spec.seed, name))
@@ -306,7 +327,7 @@ class Assault:
     def _save(self, name: str, chase: dict[str, Any] | None) -> None:
         if self.journal is not None:
             state = {"standing": self.standing, "adversarial": self.adversarial, "done": self.done}
-            self.journal.save(state | {"attack": name, "chase": chase})
+            self.journal.save(state | {"attack": name, "chase": chase, "of": self.identity})
 
     def _share(self, name: str, chase: Chase) -> float:
         """Work done of the work planned, as if every image that stands now would go on standing."""

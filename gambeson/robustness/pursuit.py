@@ -55,9 +55,17 @@ class Lanes:
         return replace(self, **{name: torch.cat(pair) for name, pair in pairs.items()})
 
     def seen(self, x: Tensor, logits: Logits, **changes: Tensor) -> Any:
-        """Moved to x, where the network answered `logits`: step, verdict and margin follow, the rest by `changes`."""
-        margin = -Margin()(logits, self.labels)
-        right = logits.argmax(1) == self.labels
+        """Moved to x, where the network answered `logits`: step, verdict and margin follow, the rest by `changes`.
+
+        A lane where the answer is not finite stays where it was, with what it knew there: such a point neither fools
+        nor counts.
+        """
+        known = logits.isfinite().all(1)
+        margin = torch.where(known, -Margin()(logits, self.labels), math.inf)
+        right = (logits.argmax(1) == self.labels) | ~known
+        if not known.all():
+            x = where(known, x, self.x)
+            changes = {name: where(known, value, getattr(self, name)) for name, value in changes.items()}
         return replace(self, x=x, step=self.step + 1, right=right, margin=margin.to(self.loss), **changes)
 
 
@@ -185,6 +193,7 @@ class Chase:
     lanes: Any  # the working batch; None before the first image
     waiting: deque[tuple[int, int]]  # (row, run): who gets the next free lane
     batch_size: int
+    climbed: int = 0  # climbs that those who wait have behind them
 
     @staticmethod
     def start(attack: Pursuit, view: View, board: Board, batch_size: int) -> Chase:
@@ -207,7 +216,7 @@ class Chase:
         """The work left, in whole images: those in a lane count by the climbs they still have to make."""
         runs = self.attack.runs(self.board.classes)
         here = 0.0 if self.lanes is None else len(self.lanes.row) - int(self.lanes.run.sum()) / runs
-        return here + sum(1 - run / runs for _, run in self.waiting)
+        return here + len(self.waiting) - self.climbed / runs
 
     def advance(self) -> None:
         """Free lanes are taken, every lane looks once, and those that end leave."""
@@ -225,6 +234,7 @@ class Chase:
         if not (self.waiting and free):
             return
         entering = [self.waiting.popleft() for _ in range(min(free, len(self.waiting)))]
+        self.climbed -= sum(run for _, run in entering)
         rows, runs = torch.tensor(entering, device=self.board.labels.device).unbind(1)
         fresh = self.board.fresh(self.attack, rows, runs)
         self.lanes = fresh if self.lanes is None else self.lanes.joined(fresh)
@@ -235,8 +245,10 @@ class Chase:
         finished = self.attack.finished(lanes)
         ended = finished & stands
         last = self.attack.runs(self.board.classes) - 1
-        again = zip(lanes.row[ended].tolist(), lanes.run[ended].tolist(), strict=True)
-        self.waiting.extendleft(reversed([(row, run + 1) for row, run in again if run < last]))
+        pairs = zip(lanes.row[ended].tolist(), lanes.run[ended].tolist(), strict=True)
+        again = [(row, run + 1) for row, run in pairs if run < last]
+        self.waiting.extendleft(reversed(again))
+        self.climbed += sum(run for _, run in again)
         patient = isinstance(self.attack, Patient) and self.attack.patient
         going = ~finished if patient else stands & ~finished
         return lanes if going.all() else lanes.only(going)
@@ -250,6 +262,7 @@ class Chase:
         """Takes up what `save` gave."""
         self.board.restore(saved["board"])
         self.waiting = deque((row, run) for row, run in saved["waiting"])
+        self.climbed = sum(run for _, run in self.waiting)
         if saved["lanes"] is not None:
             nobody = torch.zeros(0, dtype=torch.int64, device=self.board.labels.device)
             lanes = {name: part.to(nobody.device) for name, part in saved["lanes"].items()}

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from gambeson.robustness.attack_losses import AttackLoss, Network, NoGradient, frozen, true_float32
+from gambeson.robustness.inputs import Portions
 from gambeson.types import Images, Labels, Logits, PerImage
 
 Precision = Literal["float32", "bfloat16"]
 """Of the search; verdicts are always those of the network's own precision."""
-T = TypeVar("T", bound=tuple[Tensor, ...])
 
 
 @dataclass(frozen=True)
@@ -33,11 +32,13 @@ class View:
 
     Images go in in the caller's precision; with `precision` bfloat16 the search runs under autocast, and no image
     counts as fooled before the network has said so in full precision (`confirm`). Out of memory halves the part of a
-    batch that goes through at once, and says so once. `asked` counts looks of the whole batch.
+    batch that goes through at once, and says so. `asked` counts looks of the whole batch.
+
+    A slope that is not a number is taken for 0, so that the search goes on; the evaluation's checks tell of it.
     """
 
     def __init__(self, model: Network, precision: Precision = "float32", most: int | None = None) -> None:
-        self.model, self.precision, self.most, self.asked = model, precision, most, 0
+        self.model, self.precision, self.portions, self.asked = model, precision, Portions(most), 0
 
     @contextmanager
     def ready(self) -> Iterator[None]:
@@ -48,19 +49,19 @@ class View:
     def logits(self, x: Images) -> Logits:
         """[b, K] in the images' precision, without gradients."""
         self.asked += 1
-        return self._in_parts(lambda part: (self._call(part),), x)[0]
+        return self.portions.each(lambda part: (self._call(part),), x)[0]
 
     def slope(self, loss: AttackLoss, x: Images, labels: Labels, target: Labels, times: int = 1) -> Slope:
         """Logits, loss [b] and its gradient at x, the means of `times` looks (expectation over transformations, for
         networks that draw; Athalye et al. 2018). Raises NoGradient where autograd cannot follow the network."""
         self.asked += times
-        found = [self._in_parts(lambda *part: self._climb(loss, *part), x, labels, target) for _ in range(times)]
+        found = [self.portions.each(lambda *part: self._climb(loss, *part), x, labels, target) for _ in range(times)]
         return Slope(*(found[0] if times == 1 else (torch.stack(each).mean(0) for each in zip(*found, strict=True))))
 
     def jacobian(self, x: Images) -> tuple[Logits, Tensor]:
         """Logits [b, K] and the gradients of each of them, [b, K, C, H, W]: K backward passes."""
         self.asked += 1
-        logits, gradients = self._in_parts(self._all_slopes, x)
+        logits, gradients = self.portions.each(self._all_slopes, x)
         return logits, gradients
 
     def confirm(self, x: Images, labels: Labels, right: Tensor) -> Tensor:
@@ -69,7 +70,9 @@ class View:
         if self.precision == "float32" or not len(fooled):
             return right
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-            held = self.model(x[fooled]).argmax(1) == labels[fooled]
+            (held,) = self.portions.each(
+                lambda part, own: (self.model(part).argmax(1) == own,), x[fooled], labels[fooled]
+            )
         right = right.clone()
         right[fooled[held]] = True
         return right
@@ -98,28 +101,6 @@ class View:
             each = [_gradient(z.sum(), x, again=True) for z in logits.unbind(1)]
         return logits.detach(), torch.stack(each, 1)
 
-    def _in_parts(self, work: Callable[..., T], *batch: Tensor) -> T:
-        """The work on parts of at most `most` images; half as many where the memory does not suffice."""
-        while True:
-            try:
-                if self.most is None or self.most >= len(batch[0]):
-                    return work(*batch)
-                parts = [work(*part) for part in zip(*(b.split(self.most) for b in batch), strict=True)]
-                return tuple(map(torch.cat, zip(*parts, strict=True)))  # type: ignore[return-value]
-            except RuntimeError as error:
-                self._halve(error, len(batch[0]))
-
-    def _halve(self, error: RuntimeError, size: int) -> None:
-        """Raises the error again unless it is a lack of memory that a smaller part may cure."""
-        most = min(self.most or size, size)
-        lacking = isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-        if not lacking or most == 1:
-            raise error
-        self.most = most // 2
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        warnings.warn(f"out of memory with {most} images at once: going on with {self.most}", stacklevel=2)
-
 
 def _gradient(value: Tensor, x: Tensor, again: bool = False) -> Tensor:
     found = torch.autograd.grad(value, x, allow_unused=True, retain_graph=again) if value.requires_grad else (None,)
@@ -128,7 +109,7 @@ def _gradient(value: Tensor, x: Tensor, again: bool = False) -> Tensor:
             "attack: expected logits that depend on the images through autograd, got none. Usually the network "
             "detaches, rounds through numpy or runs under no_grad; give the attack the differentiable network"
         )
-    return found[0]
+    return torch.where(found[0].isfinite(), found[0], 0)
 
 
 def _channels_last(x: Tensor) -> Tensor:
