@@ -29,7 +29,7 @@ FLOORS = [
     ["run"],
     ["report"],
     ["screen"],
-    ["certify", "commands", "evaluate", "train"],
+    ["certify", "commands", "data_command", "evaluate", "run_command", "store_command", "train"],
     ["cli"],
     ["__main__"],
 ]

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from gambeson.data.imageset import Split
-from gambeson.data.npz import IMAGES, LABELS, TEST_IMAGES, TEST_LABELS, keys_of, read_arrays
+from gambeson.data.npz import IMAGES, LABELS, TEST_IMAGES, TEST_LABELS, keys_of, read_arrays, unrolled
 from gambeson.errors import UserError, require
 from gambeson.types import Images
 
@@ -16,7 +16,8 @@ from gambeson.types import Images
 def evaluation_images(path: str | Path) -> Split:
     """The test images of an .npz file, in the file's order: x_test and y_test, otherwise all its images and labels.
 
-    Images uint8, or float in [0, 1]; [N, H, W], [N, H, W, C] or [N, C, H, W] with 1 or 3 channels.
+    Images uint8, or float in [0, 1]; [N, H, W], [N, H, W, C] or [N, C, H, W] with 1 or 3 channels, or rows of bytes
+    as downsampled ImageNet has them (`npz.unrolled`).
     Nothing is split off: images that a model was trained on stay among them if the file holds them.
     Raises UserError for unknown keys, layouts, ranges and labels, and for a head that declares what is not there.
     """
@@ -24,7 +25,7 @@ def evaluation_images(path: str | Path) -> Split:
     tested = set(TEST_IMAGES) & set(keys_of(path))
     wanted = {"images": TEST_IMAGES, "labels": TEST_LABELS} if tested else {"images": IMAGES, "labels": LABELS}
     arrays = read_arrays(path, wanted)
-    pixels, labels = arrays["images"], arrays["labels"]
+    pixels, labels = unrolled(arrays["images"], arrays["labels"])
     labels = labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels
     if labels.dtype.kind not in "iu" or labels.ndim != 1 or len(labels) != len(pixels):
         raise UserError(

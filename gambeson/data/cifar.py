@@ -1,24 +1,25 @@
-"""CIFAR-10 (Krizhevsky 2009) from the data root: packed npz files, or the python archives, of which nothing is run."""
+"""CIFAR-10 (Krizhevsky 2009) as distributed: python archives, of which nothing is run, binary ones, or packed npz."""
 
 from __future__ import annotations
 
 import pickle
+from collections.abc import Callable
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-import torch.nn.functional as F
-from torch import Tensor
 
-from gambeson.data.imageset import ImageSet, Split, balanced_part, data_root, held_out
+from gambeson.data.archives import absent, tar_members
+from gambeson.data.assembly import Part, assembled, check_counts, chosen
+from gambeson.data.imageset import ImageSet, data_root
 from gambeson.data.npz import read_arrays
 from gambeson.errors import UserError, require
-from gambeson.randomness import derive
-from gambeson.types import Images
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+Labelled = tuple[np.ndarray, np.ndarray]
+"""Pixels uint8 [N, 3072], planes of red, green and blue, and labels int64 [N]."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,112 +33,147 @@ class Cifar10:
 
     def __post_init__(self) -> None:
         require(self.side in (16, 32), "data.side", "32, or 16 (averaged)", self.side)
-        held = 10 <= self.validation_images <= 40_000
-        require(held, "data.validation_images", "10 to 40000, some of each class", self.validation_images)
-        fits = self.train_images % 10 == 0 and self.train_images >= 0
-        require(fits, "data.train_images", "0 for all, or a multiple of the 10 classes", self.train_images)
+        check_counts(self.validation_images, self.train_images, 10, 40_000)
 
     def load(self) -> ImageSet:
         """The image set from the data root; UserError where it is not there.
 
         The validation part depends on the seed and its own size alone, and a smaller train part lies in a larger one.
         """
-        (pixels, labels), (test_pixels, test_labels) = (_part(data_root(), name) for name in ("train", "test"))
-        everything = np.arange(len(labels))
-        seed = derive(self.split_seed, "cifar10 split")
-        held, rest = held_out(labels, everything, self.validation_images, seed, CLASSES, "data.validation_images")
-        if self.train_images:
-            rest = balanced_part(labels, rest, self.train_images, seed, CLASSES, "data.train_images")
-        return ImageSet(
-            name="cifar10" if self.side == 32 else f"cifar10-{self.side}",
-            train=self._split(pixels[rest], labels[rest]),
-            validation=self._split(pixels[held], labels[held]),
-            test=self._split(test_pixels, test_labels),
-            class_names=CLASSES,
-            flip_safe=True,
-        )
-
-    def _split(self, pixels: np.ndarray, labels: np.ndarray) -> Split:
-        return Split(self._sized(as_images(pixels)), torch.from_numpy(labels))
-
-    def _sized(self, images: Images) -> Tensor:
-        return F.avg_pool2d(images, 32 // self.side) if self.side < 32 else images
+        train, test = (_part(data_root(), name) for name in ("train", "test"))
+        split = self.validation_images, self.train_images, self.split_seed
+        where = chosen("cifar10", train.labels, test.labels, CLASSES, *split)
+        name = "cifar10" if self.side == 32 else f"cifar10-{self.side}"
+        return assembled(name, train, test, CLASSES, where, self.side, flip_safe=True)
 
 
-def as_images(pixels: np.ndarray) -> Images:
-    """uint8 NHWC -> float32 NCHW in [0, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))).float().div_(255)
+@dataclass(frozen=True, kw_only=True)
+class Form:
+    """A form that CIFAR is distributed in: an archive, or the folder that it unpacks to."""
+
+    folder: str  # the unpacked archive
+    archive: str  # the archive
+    files: dict[str, tuple[str, ...]]  # part -> names of its files in both
+    read: Callable[[bytes, str], Labelled]  # content of a file and its name for errors -> pixels and labels
 
 
-def _part(root: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels uint8 [N, 32, 32, 3] and labels int64 [N] of train or test, from whichever files are there."""
-    packed, archive = root / f"cifar10_{name}.npz", root / "cifar-10-batches-py"
+FORMS = (
+    Form(
+        folder="cifar-10-batches-py",
+        archive="cifar-10-python.tar.gz",
+        files={"train": tuple(f"data_batch_{i}" for i in range(1, 6)), "test": ("test_batch",)},
+        read=lambda content, where: parse_batch(content, where, b"labels"),
+    ),
+    Form(
+        folder="cifar-10-batches-bin",
+        archive="cifar-10-binary.tar.gz",
+        files={"train": tuple(f"data_batch_{i}.bin" for i in range(1, 6)), "test": ("test_batch.bin",)},
+        read=lambda content, where: parse_records(content, where, 1, 0),
+    ),
+)
+
+
+def _part(root: Path, name: str) -> Part:
+    """Train or test, from whichever files are there."""
+    packed = root / f"cifar10_{name}.npz"
     if packed.is_file():
         arrays = read_arrays(packed, {"images": ("images",), "labels": ("labels",)})
-        pixels, labels = arrays["images"], arrays["labels"]
-        source = packed
-    elif archive.is_dir():
-        pixels, labels = _batches(archive, name)
-        source = archive
-    else:
-        raise UserError(
-            f"cifar10: expected {packed.name} or the folder {archive.name} (the python version from "
-            f"https://www.cs.toronto.edu/~kriz/cifar.html, unpacked) in {root.resolve()}, found neither; say where the "
-            "data lies with the environment's GAMBESON_DATA"
-        )
+        return _checked(packed, arrays["images"], arrays["labels"], 10)
+    return distributed("cifar10", FORMS, name, 10, packed.name)
+
+
+def distributed(name: str, forms: tuple[Form, ...], part: str, classes: int, *others: str) -> Part:
+    """One part of a CIFAR from the first of its forms that lies in the data root or its folder `name`.
+
+    Raises UserError where none is there (`others` are further files that would do), and for a damaged one.
+    """
+    roots = (data_root(), data_root() / name)
+    for root in roots:
+        for form in forms:
+            source = next((root / word for word in (form.folder, form.archive) if (root / word).exists()), None)
+            if source is not None:
+                pixels, labels = _read(source, form, part)
+                images = np.ascontiguousarray(pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
+                return _checked(source, images, labels, classes)
+    words = [f"the folder {forms[0].folder}", *(form.archive for form in forms)]
+    raise absent(name, [*others, *words], roots)
+
+
+def _read(source: Path, form: Form, part: str) -> Labelled:
+    """The files of one part, joined."""
+    names = form.files[part]
+    contents = {name: _content(source / name) for name in names} if source.is_dir() else tar_members(source, names)
+    batches = [form.read(contents[name], str(source / name)) for name in names]
+    return np.concatenate([pixels for pixels, _ in batches]), np.concatenate([labels for _, labels in batches])
+
+
+def _checked(source: Path, pixels: np.ndarray, labels: np.ndarray, classes: int) -> Part:
     right = pixels.shape[1:] == (32, 32, 3) and pixels.dtype == np.uint8 and labels.shape == pixels.shape[:1]
-    if not right or labels.dtype.kind not in "iu" or not set(np.unique(labels)) <= set(range(10)):
+    if not right or labels.dtype.kind not in "iu" or not set(np.unique(labels)) <= set(range(classes)):
         raise UserError(
-            f"{source}: expected uint8 [N, 32, 32, 3] images and as many labels from 0 to 9, got {pixels.dtype} "
-            f"{list(pixels.shape)} and {labels.dtype} {list(labels.shape)}"
+            f"{source}: expected uint8 [N, 32, 32, 3] images and as many labels from 0 to {classes - 1}, got "
+            f"{pixels.dtype} {list(pixels.shape)} and {labels.dtype} {list(labels.shape)}"
         )
-    return pixels, labels.astype(np.int64)
+    return Part.of(pixels, labels)
 
 
-def _batches(archive: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
-    files = [f"data_batch_{i}" for i in range(1, 6)] if name == "train" else ["test_batch"]
-    parts = [read_batch(archive / file, b"labels") for file in files]
-    pixels = np.concatenate([p for p, _ in parts]).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
-    return np.ascontiguousarray(pixels), np.concatenate([labels for _, labels in parts])
+def parse_records(content: bytes, where: str, labels: int, which: int) -> Labelled:
+    """Pixels uint8 [N, 3072] and label number `which` int64 [N] of records that are `labels` bytes and an image."""
+    size = labels + 3072
+    whole = len(content) > 0 and len(content) % size == 0
+    require(whole, where, f"records of {labels} + 3,072 bytes each", f"{len(content):,} bytes; download it again")
+    records = np.frombuffer(content, np.uint8).reshape(-1, size)
+    return records[:, labels:], records[:, which].astype(np.int64)
 
 
-def read_batch(path: Path, label_key: bytes) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels uint8 [N, 3072] and labels int64 [N] of one file of CIFAR's python archives.
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        raise UserError(f"{path}: expected this file of CIFAR's archive, found none; unpack it again") from None
+
+
+def read_batch(path: Path, label_key: bytes) -> Labelled:
+    """`parse_batch` of a file."""
+    return parse_batch(_content(path), str(path), label_key)
+
+
+def parse_batch(content: bytes, where: str, label_key: bytes) -> Labelled:
+    """Pixels uint8 [N, D] and labels int64 [N] of one file of CIFAR's python archives, or of ImageNet's like them.
 
     They are pickles: only the array of bytes in them is understood, any other name ends the reading with a UserError.
     """
     try:
-        with path.open("rb") as file:
-            found = _Reader(file, encoding="bytes").load()
-        pixels, labels = found[b"data"].content(), np.array(found[label_key], dtype=np.int64)
+        found = _Reader(BytesIO(content), encoding="bytes").load()
+        named = {key.encode() if isinstance(key, str) else key: value for key, value in found.items()}
+        pixels, labels = named[b"data"].content(), np.array(named[label_key], dtype=np.int64)
     except UserError as error:
-        raise UserError(f"{path}: {error}") from None
-    except FileNotFoundError:
-        raise UserError(f"{path}: expected this file of CIFAR's python archive, found none; unpack it again") from None
+        raise UserError(f"{where}: {error}") from None
     except _DAMAGE as error:
         raise UserError(
-            f"{path}: expected a file of CIFAR's python archive, got a damaged or another one "
+            f"{where}: expected a file of CIFAR's python archive, got a damaged or another one "
             f"({type(error).__name__}: {error}); download and unpack it again"
         ) from error
     if len(pixels) != len(labels):
-        raise UserError(f"{path}: expected as many labels as images, got {len(labels)} for {len(pixels)}")
+        raise UserError(f"{where}: expected as many labels as images, got {len(labels)} for {len(pixels)}")
     return pixels, labels
 
 
-_DAMAGE = (pickle.UnpicklingError, EOFError, KeyError, ValueError, TypeError, AttributeError, IndexError, OverflowError)
+_DAMAGE = (pickle.UnpicklingError, EOFError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError)
+_DAMAGE += (MemoryError,)  # a length that nothing in the file bears out
 
 
 class _Bytes:
-    """Stands for numpy's array while a pickle is read: takes 2-D arrays of bytes and nothing else."""
+    """Stands for numpy's array while a pickle is read: gives out 2-D arrays of bytes and nothing else."""
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
-        _, self.sides, kind, by_columns, self.raw = state
-        plain = isinstance(self.raw, bytes) and isinstance(kind, _Kind) and not by_columns
-        if not plain or kind.name not in (b"u1", "u1") or len(self.sides) != 2:
-            raise UserError("pickle: expected a 2-D array of bytes by rows, got another array")
+        _, self.sides, self.kind, self.by_columns, self.raw = state
 
     def content(self) -> np.ndarray:
-        """The array, uint8."""
+        """The array, uint8. Raises UserError for another array."""
+        plain = isinstance(self.raw, bytes) and isinstance(self.kind, _Kind) and not self.by_columns
+        if not plain or self.kind.name not in (b"u1", "u1") or len(self.sides) != 2:
+            raise UserError("pickle: expected a 2-D array of bytes by rows, got another array")
         return np.frombuffer(self.raw, np.uint8).reshape(self.sides)
 
 

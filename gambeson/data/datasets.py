@@ -10,15 +10,25 @@ from typing import Any
 import numpy as np
 import torch
 
+from gambeson.data.celeba import CelebA
 from gambeson.data.cifar import Cifar10
+from gambeson.data.cifar100 import Cifar100
 from gambeson.data.folder import ImageFolder
+from gambeson.data.gtsrb import Gtsrb
+from gambeson.data.hub import PREFIX, HubImages, check_name
+from gambeson.data.idx import FashionMnist, Mnist
+from gambeson.data.imagenet64 import ImageNet64, is_downsampled
 from gambeson.data.imageset import ImageSet, Split, largest_remainder
 from gambeson.data.npz import NpzImages
+from gambeson.data.parquet import ParquetImages, has_parquet
+from gambeson.data.svhn import Svhn
+from gambeson.data.tiny_imagenet import TinyImageNet
 from gambeson.errors import UserError, unknown
 from gambeson.randomness import derive
 
-__all__ = ["Cifar10", "Data", "Digits", "ImageFolder", "ImageSet", "NpzImages", "Split", "door", "largest_remainder"]
-__all__ += ["load"]
+__all__ = ["CelebA", "Cifar10", "Cifar100", "Data", "Digits", "FashionMnist", "Gtsrb", "HubImages", "ImageFolder"]
+__all__ += ["ImageNet64", "ImageSet", "Mnist", "NpzImages", "ParquetImages", "Split", "Svhn", "TinyImageNet"]
+__all__ += ["door", "largest_remainder", "load"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,18 +76,43 @@ def _split(labels: np.ndarray, train: int, validation: int, seed: int) -> tuple[
     return np.sort(chosen), np.sort(held), np.sort(rest)
 
 
-Data = Digits | Cifar10 | NpzImages | ImageFolder
+Data = (
+    Digits
+    | Cifar10
+    | NpzImages
+    | ImageFolder
+    | Cifar100
+    | Mnist
+    | FashionMnist
+    | Svhn
+    | Gtsrb
+    | TinyImageNet
+    | CelebA
+    | ImageNet64
+    | ParquetImages
+    | HubImages
+)
 """Every door, as the type of a recipe's field."""
 DOORS: dict[str, Data] = {
     "digits": Digits(),
     "cifar10": Cifar10(),
     "cifar10-16": Cifar10(side=16, train_images=1000),
+    "cifar100": Cifar100(),
+    "mnist": Mnist(),
+    "fashion-mnist": FashionMnist(),
+    "svhn": Svhn(),
+    "gtsrb": Gtsrb(),
+    "tiny-imagenet": TinyImageNet(),
+    "celeba": CelebA(),
+    "imagenet64": ImageNet64(),
 }
 """Data sets that have a name, and the door that it stands for."""
+PATHS = "a folder with a folder for each class, a .parquet file or a folder of them, hf:ORG/NAME, or an .npz file"
+"""What else a door can be told, in words."""
 
 
 def door(name_or_path: str, **options: Any) -> Data:
-    """The door that a name, a folder or an .npz file stands for, with options for its fields; nothing is loaded.
+    """The door that a name, folder, file or hf:ORG/NAME stands for, with options for its fields; no image is read.
 
     Raises UserError for a name or path that is none of them, and for an option that the door does not have.
     """
@@ -91,19 +126,28 @@ def door(name_or_path: str, **options: Any) -> Data:
 
 def _by_path(place: str) -> Data:
     path = Path(place)
+    if place.startswith(PREFIX):
+        return HubImages(path=check_name(place))
     if (path / "store.json").is_file():
         raise UserError(f"data: expected real images, got {place}, a store of synthetic ones (--synthetic takes it)")
     if path.is_dir():
-        return ImageFolder(path=place)
-    if path.is_file() and path.suffix == ".npz":
-        return NpzImages(path=place)
+        return _by_folder(path, place)
+    if path.is_file() and path.suffix in (".npz", ".parquet"):
+        return NpzImages(path=place) if path.suffix == ".npz" else ParquetImages(path=place)
     if path.exists():
-        raise UserError(
-            f"data: expected {', '.join(DOORS)}, a folder with a folder for each class, or an .npz file, got {place}"
-        )
-    raise unknown("data set (or folder, or .npz file)", place, list(DOORS))
+        raise UserError(f"data: expected {', '.join(DOORS)}, {PATHS}, got {place}")
+    raise unknown(f"data set (or {PATHS.removeprefix('a ')})", place, list(DOORS))
+
+
+def _by_folder(path: Path, place: str) -> Data:
+    """The door of a folder, by what lies in it."""
+    if any((path / f"list_attr_celeba{suffix}").is_file() for suffix in (".txt", ".csv")):
+        return CelebA(path=place)
+    if is_downsampled(path):
+        return ImageNet64(path=place)
+    return ParquetImages(path=place) if has_parquet(path) else ImageFolder(path=place)
 
 
 def load(name_or_path: str, **options: Any) -> ImageSet:
-    """An image set by name, folder or .npz file; options are the fields of its door. UserError as `door`."""
+    """An image set by name or path (see `door`); options are the fields of its door. UserError as `door`."""
     return door(name_or_path, **options).load()

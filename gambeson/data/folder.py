@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from struct import error as StructError
 from typing import Literal
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps
 
+from gambeson.data.assembly import as_images
 from gambeson.data.imageset import ImageSet, Split
 from gambeson.data.npz import check_shares, divided
+from gambeson.data.pictures import Rule, check_rule, read_pictures, resized
 from gambeson.errors import UserError, require
+
+__all__ = ["ImageFolder", "resized"]
 
 PARTS = {"train": ("train",), "validation": ("val", "validation", "valid"), "test": ("test",)}
 """Sub-folders that are parts of a set; without `train` the folders are classes."""
-MODES = ("1", "L", "RGB")
-"""What Pillow calls 8-bit pictures without transparency; the others would have to be changed to be read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,11 +32,13 @@ class ImageFolder:
     test_share: float = 0.1  # share held out as test, stratified, where there is no test/
     flip_safe: bool = False  # whether a mirrored image keeps its class
     split_seed: int = 0  # seed of the split, the same for every run seed
+    on_bad_image: Literal["fail", "skip"] = field(
+        default="fail", metadata={"neutral": "fail"}
+    )  # pictures that cannot be read as they are end the reading, or are left out with a warning that lists them
 
     def __post_init__(self) -> None:
         check_shares(self.validation_share, self.test_share)
-        require(self.size >= 4, "data.size", "at least 4 pixels", self.size)
-        require(self.resize in ("crop", "squash"), "data.resize", "crop or squash", self.resize)
+        check_rule(self.size, self.resize, self.on_bad_image)
 
     def load(self) -> ImageSet:
         """The image set; UserError listing every file that is no 8-bit picture, and for what cannot be split."""
@@ -56,48 +57,49 @@ class ImageFolder:
         require(not strange, f"{part}: classes", f"those of train ({', '.join(names[:10])})", strange[:10])
         files = [(file, label) for label, name in enumerate(names) for file in _files(part / name)]
         require(bool(files), str(part), "images in class folders", "none")
-        pixels = np.empty((len(files), self.size, self.size, 1 if self.grey else 3), np.uint8)
-        faults = [fault for i, (file, _) in enumerate(files) if (fault := self._into(pixels[i], file))]
-        if faults:
-            more = f"; and {len(faults) - 10} more" if len(faults) > 10 else ""
-            raise UserError(
-                f"{part}: expected {len(files)} readable pictures of 8 bits, grey or RGB, got "
-                f"{len(faults)} that are not: {'; '.join(faults[:10])}{more}. Convert or remove them"
-            )
-        images = torch.from_numpy(pixels.transpose(0, 3, 1, 2)).contiguous().float().div_(255)
-        return Split(images, torch.tensor([label for _, label in files]))
-
-    def _into(self, pixels: np.ndarray, file: Path) -> str:
-        """Writes one picture; what is wrong with it, or nothing."""
-        try:
-            with Image.open(file) as picture:
-                if picture.mode not in MODES:
-                    return f"{file} (mode {picture.mode})"
-                upright = ImageOps.exif_transpose(picture).convert("L" if self.grey else "RGB")
-                pixels[:] = np.asarray(resized(upright, self.size, self.resize)).reshape(pixels.shape)
-        except (OSError, SyntaxError, ValueError, StructError, Image.DecompressionBombError) as error:
-            return f"{file} ({str(error).replace(repr(str(file)), 'it')})"
-        return ""
+        _check_classes(part, names, {label for _, label in files})
+        rule = Rule(size=self.size, resize=self.resize, grey=self.grey, on_bad_image=self.on_bad_image)
+        pixels, kept = read_pictures(str(part), [str(file) for file, _ in files], lambda i: files[i][0], rule)
+        labels = torch.tensor([label for _, label in files])[torch.from_numpy(kept)]
+        return Split(as_images(pixels), labels)
 
 
-def resized(picture: Image.Image, size: int, rule: Literal["crop", "squash"]) -> Image.Image:
-    """A picture of size x size, by Pillow's bicubic filter; one of that size stays as it is."""
-    width, height = picture.size
-    if rule == "squash":
-        return picture.resize((size, size), Image.Resampling.BICUBIC)
-    shorter = min(width, height)
-    wide, tall = (max(round(side * size / shorter), size) for side in (width, height))
-    left, top = (wide - size) // 2, (tall - size) // 2
-    return picture.resize((wide, tall), Image.Resampling.BICUBIC).crop((left, top, left + size, top + size))
+def _check_classes(part: Path, names: tuple[str, ...], full: set[int]) -> None:
+    """UserError for a single class folder, and for empty ones where they are the classes' own."""
+    if len(names) < 2:
+        raise UserError(
+            f"{part}: classes: expected at least 2 folders, one for each class, got 1 ({', '.join(names)}); say the "
+            "folder that holds the class folders"
+        )
+    empty = [name for label, name in enumerate(names) if label not in full and (part / name).is_dir()]
+    if empty:
+        more = f" and {len(empty) - 10} more" if len(empty) > 10 else ""
+        raise UserError(
+            f"{part}: expected pictures in every class folder, got none in {', '.join(empty[:10])}{more}; fill or "
+            "remove the empty ones"
+        )
 
 
 def _folders(root: Path) -> list[Path]:
-    return sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+    """The class folders, by name. Raises UserError for a link that leads back, or to another class."""
+    found = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith((".", "__MACOSX")))
+    there: dict[Path, Path] = {p.resolve(): p for p in found if not p.is_symlink()}
+    for link in (p for p in found if p.is_symlink()):
+        target = link.resolve()
+        if root.resolve().is_relative_to(target) or target in there:
+            raise UserError(
+                f"{link}: expected a folder with the images of one class, got a link to "
+                f"{there.get(target, target)}, so that images would be read twice, under two classes; remove it"
+            )
+        there[target] = link
+    return found
 
 
 def _files(folder: Path) -> list[Path]:
-    """All files below a class folder but hidden ones, in the order of their names."""
-    return sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith(".")) if folder.is_dir() else []
+    """All files below a class folder but hidden ones, by name; links that lead nowhere are among them."""
+    if not folder.is_dir():
+        return []
+    return sorted(p for p in folder.rglob("*") if not p.name.startswith(".") and (p.is_file() or not p.exists()))
 
 
 def _parts(root: Path) -> dict[str, Path]:

@@ -18,18 +18,21 @@ from gambeson.errors import UserError, require
 from gambeson.randomness import derive
 from gambeson.types import Images
 
-IMAGES = ("images", "image", "arr_0", "x_train", "train_images")
+IMAGES = ("images", "image", "arr_0", "x_train", "train_images", "data")
 LABELS = ("labels", "label", "arr_1", "y_train", "train_labels")
 TEST_IMAGES = ("x_test", "test_images")
 TEST_LABELS = ("y_test", "test_labels")
-"""Keys by which images and labels are known; the test part may lie in the same file."""
+"""Keys by which images and labels are known; the test part may lie in the same file. `data`: see `unrolled`."""
 
 Keys = Mapping[str, tuple[str, ...]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class NpzImages:
-    """Images and labels of one's own in .npz files: uint8 [N, H, W(, C)], or float [N, C, H, W] in [0, 1]."""
+    """Images and labels of one's own in .npz files: uint8 [N, H, W(, C)], or float [N, C, H, W] in [0, 1].
+
+    The batches of downsampled ImageNet (`data` uint8 [N, 3 * side * side], labels from 1) are known as well.
+    """
 
     path: str = ""  # the file with images and labels
     test_path: str = ""  # the file with the test part; none: x_test in the same file, or a share of it
@@ -132,7 +135,7 @@ def _class_names(path: Path) -> tuple[str, ...]:
 def _read(path: Path, images: tuple[str, ...], labels: tuple[str, ...]) -> Split:
     """One part of an archive."""
     arrays = read_arrays(path, {"images": images, "labels": labels})
-    pixels, classes = arrays["images"], arrays["labels"]
+    pixels, classes = unrolled(arrays["images"], arrays["labels"])
     classes = classes[:, 0] if classes.ndim == 2 and classes.shape[1] == 1 else classes
     if classes.dtype.kind not in "iu" or classes.ndim != 1 or len(classes) != len(pixels) or not len(classes):
         raise UserError(
@@ -140,6 +143,18 @@ def _read(path: Path, images: tuple[str, ...], labels: tuple[str, ...]) -> Split
             f"{list(classes.shape)}"
         )
     return Split(_recognised(path, pixels), torch.from_numpy(classes.astype(np.int64)))
+
+
+def unrolled(pixels: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of bytes as downsampled ImageNet has them (Chrabaszcz et al. 2017) -> [N, side, side, 3], labels from 0.
+
+    A row holds the planes of red, green and blue; the labels there count from 1. Anything else stays as it is.
+    """
+    side = math.isqrt(pixels.shape[1] // 3) if pixels.ndim == 2 else 0
+    if pixels.dtype != np.uint8 or side < 4 or pixels.shape[1] != 3 * side * side:
+        return pixels, labels
+    from_one = labels.dtype.kind in "iu" and labels.size > 0 and int(labels.min()) >= 1
+    return pixels.reshape(-1, 3, side, side).transpose(0, 2, 3, 1), labels - 1 if from_one else labels
 
 
 def _recognised(path: Path, pixels: np.ndarray) -> Images:
@@ -198,7 +213,7 @@ def read_arrays(path: Path, wanted: Keys) -> dict[str, np.ndarray]:
         require(not twice, f"{path}: arrays", "one of each name", f"several called {', '.join(sorted(twice))}")
         try:
             declared = sum(_declared(path, archive, str(key)) for key in chosen.values())
-            _check_memory(path, declared)
+            check_memory(path, declared)
             return {name: archive[key] for name, key in chosen.items() if key is not None}
         except _DAMAGE as error:
             raise UserError(f"{path}: expected whole arrays, got a damaged archive ({error})") from error
@@ -232,7 +247,7 @@ def _declared(path: Path, archive: np.lib.npyio.NpzFile, key: str) -> int:
     return declared * (4 if kind.itemsize == 1 else 1)
 
 
-def _check_memory(path: Path, declared: int) -> None:
+def check_memory(path: Path | str, declared: int) -> None:
     """UserError for arrays that do not fit: reading, and changing their layout, takes each of them twice."""
     memory = available_memory()
     most = f"arrays that take at most {memory // 2:,} bytes as float32, half of the memory that is free"
