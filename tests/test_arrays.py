@@ -169,3 +169,9 @@ def test_objects_are_not_read(tmp_path):
     np.savez(tmp_path / "a.npz", images=np.array([{1: 2}, None], dtype=object), labels=LABELS[:2])
     with pytest.raises(UserError, match=r"images: expected numbers or text, got Python objects"):
         evaluation_images(tmp_path / "a.npz")
+
+
+def test_junk_is_named_without_unsafe_advice(tmp_path):
+    (tmp_path / "a.npz").write_bytes(b"no archive")
+    with pytest.raises(UserError, match=r"a\.npz: expected an \.npz file, got a damaged or another one$"):
+        evaluation_images(tmp_path / "a.npz")

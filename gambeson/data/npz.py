@@ -189,7 +189,8 @@ def _opened(path: Path) -> np.lib.npyio.NpzFile:
     except (FileNotFoundError, IsADirectoryError):
         raise UserError(f"{path}: expected an .npz file, found none") from None
     except _DAMAGE as error:
-        raise UserError(f"{path}: expected an .npz file, got a damaged or another one ({error})") from error
+        why = "" if "pickle" in str(error) else f" ({error})"  # numpy advises to read what it does not know unsafely
+        raise UserError(f"{path}: expected an .npz file, got a damaged or another one{why}") from error
     if not isinstance(opened, np.lib.npyio.NpzFile):
         raise UserError(f"{path}: expected an .npz file with images and labels, got a single array")
     return opened
