@@ -513,12 +513,17 @@ for block in range(2):
 """
 
 
-def test_a_damaged_block_is_named(tmp_path: Path) -> None:
+def test_a_damaged_marker_counts_as_none(tmp_path: Path) -> None:
     writer = StoreWriter(root=tmp_path, blocks=2, blocks_per_shard=2)
     writer.put(0, *block(0))
     (tmp_path / "blocks/000000.npz").write_bytes(b"damaged")
-    with pytest.raises(EnvironmentFault, match=r"000000\.npz: expected a finished block"):
-        writer.put(1, *block(1))
+    writer.put(1, *block(1))
+    assert writer.missing() == [0]
+    with pytest.raises(EnvironmentFault, match=r"1 are missing .*\(0\)"):
+        writer.finish({})
+    writer.put(0, *block(0))
+    writer.finish({})
+    assert np.array_equal(SyntheticStore.open(tmp_path).read(np.arange(5))[0], block(0)[0])
 
 
 WEIGHTS = """
@@ -545,8 +550,9 @@ def test_a_write_that_fails_in_the_middle_of_a_shard_leaves_nothing_half_written
     assert result.returncode == 1
     assert "EnvironmentFault" in result.stderr
     assert "00000.npy" in result.stderr
-    assert sorted(p.name for p in tmp_path.rglob("*") if p.is_file()) == ["000000.npz", "000001.npz"]
+    assert sorted(p.name for p in tmp_path.rglob("*") if p.is_file()) == ["00000.npy.part", "000000.npz"]
     writer = StoreWriter(root=tmp_path, blocks=2, blocks_per_shard=2)
-    assert writer.has(0)
+    assert writer.missing() == [1]
+    writer.put(1, np.zeros((200, 8, 8, 1), np.uint8), np.zeros(200, np.int64))
     writer.finish({})
     assert len(SyntheticStore.open(tmp_path).verify()) == 400

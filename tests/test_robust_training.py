@@ -204,6 +204,7 @@ VARIANTS = {
     "PGD-AT, repeats": replace(
         TINY, loss=PGDAdversarial(threat=THREAT, steps=2, step_size=0.05), real_repeats=2, fraction=0.5
     ),
+    "synthetic images by blocks": replace(TINY, synthetic_order="blocks"),
 }
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -22,6 +24,31 @@ def compact(numbers: np.ndarray) -> np.ndarray:
     kinds = (np.uint8, np.int8, np.int16, np.int32, np.uint32, np.int64)
     fits = (kind for kind in kinds if np.iinfo(kind).min <= low and high <= np.iinfo(kind).max)
     return numbers.astype(next(fits), copy=False)
+
+
+def write_column(path: Path, parts: Callable[[], Iterable[np.ndarray]]) -> None:
+    """Writes whole numbers as .npy in the smallest type; `parts` is called twice, and gives them a part at a time."""
+    low, high, count = 0, 0, 0
+    for part in parts():
+        if len(part):
+            bounds = int(part.min()), int(part.max())
+            low, high = (min(low, bounds[0]), max(high, bounds[1])) if count else bounds
+            count += len(part)
+    kind = compact(np.array([low, high][: 2 * min(count, 1)], np.int64)).dtype
+    with open(path, "wb") as handle:
+        head = {"descr": np.lib.format.dtype_to_descr(kind), "fortran_order": False, "shape": (count,)}
+        np.lib.format.write_array_header_1_0(handle, head)
+        for part in parts():
+            handle.write(np.ascontiguousarray(part.astype(kind, copy=False)).data)
+
+
+def open_column(path: Path, rows: int) -> np.ndarray | None:
+    """A memory map of such a file; None where there is none of so many numbers, or a damaged one."""
+    try:
+        found = np.load(path, mmap_mode="r" if rows else None, allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+    return found if found.shape == (rows,) and found.dtype.kind in "iu" else None
 
 
 @dataclass(frozen=True)

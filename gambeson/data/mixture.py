@@ -1,4 +1,4 @@
-"""Batches with an exact fraction of synthetic images: real without replacement, synthetic with replacement.
+"""Batches with an exact fraction of synthetic images: real without replacement, synthetic with (or block by block).
 
 A batch depends on (seed, step) alone, so a resumed training needs no data position.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -15,8 +15,9 @@ from torch import Tensor
 
 from gambeson.data.compact import ByClass
 from gambeson.data.imageset import ImageSet, Split
+from gambeson.data.shuffle import BlockShuffle, Stretches
 from gambeson.errors import UserError, require
-from gambeson.randomness import generator
+from gambeson.randomness import derive, generator
 from gambeson.types import Images, Labels
 
 
@@ -54,6 +55,9 @@ class Places:
     synthetic: Tensor
 
 
+SyntheticOrder = Literal["anywhere", "blocks"]
+
+
 @lru_cache(maxsize=4)
 def _permutation(seed: int, epoch: int, size: int) -> Tensor:
     return torch.randperm(size, generator=generator(seed, "real order", epoch))
@@ -80,7 +84,8 @@ class Mixture:
 
     `balanced`: every class is equally likely, in the real and the synthetic part; synthetic classes without an image
     are left out. `real_repeats`: each real image that is drawn stands so often in the batch, for that many
-    augmentations of it (IRGD's JAX code: 4).
+    augmentations of it (IRGD's JAX code: 4). `synthetic_order`: "anywhere" draws each synthetic image from all of them,
+    with replacement; "blocks" takes them as `BlockShuffle` does, without, which a disk serves at its full speed.
     """
 
     real: Split
@@ -90,6 +95,7 @@ class Mixture:
     seed: int
     balanced: bool = False
     real_repeats: int = 1
+    synthetic_order: SyntheticOrder = "anywhere"
 
     def __post_init__(self) -> None:
         require(0 <= self.fraction <= 1, "fraction", "a share of synthetic images from 0 to 1", self.fraction)
@@ -102,6 +108,10 @@ class Mixture:
             )
         if self.real_per_batch and not len(self.real):
             raise UserError("fraction: expected 1.0 where there is no real image, got a batch that needs some")
+        if self.synthetic_order == "blocks":
+            require(not self.balanced, "synthetic_order", "anywhere, where classes are balanced", "blocks")
+            stretches = self.synthetic is None or isinstance(self.synthetic, Stretches)
+            require(stretches, "synthetic_order", "anywhere, for a source that is no store and no selection", "blocks")
         if self.synthetic_per_batch and not len(self.synthetic or ()):
             raise UserError("synthetic: expected at least one image, got an empty source; fraction 0 does without")
 
@@ -176,13 +186,21 @@ class Mixture:
         return list(self.real.labels.argsort(stable=True).split(counts.tolist()))
 
     def synthetic_indices(self, step: int) -> Tensor:
-        """Positions in `synthetic` for this step, drawn independently."""
+        """Positions in `synthetic` for this step: drawn independently, or the next ones of an order by blocks."""
         if self.synthetic is None or not self.synthetic_per_batch:
             return torch.empty(0, dtype=torch.int64)
+        if self.synthetic_order == "blocks":
+            first = step * self.synthetic_per_batch
+            return torch.from_numpy(self._by_blocks.positions(first, first + self.synthetic_per_batch))
         draw, count = generator(self.seed, "synthetic draw", step), self.synthetic_per_batch
         if self.balanced:
             return torch.from_numpy(self._synthetic_classes.draw(count, draw))
         return torch.randint(len(self.synthetic), (count,), generator=draw)
+
+    @cached_property
+    def _by_blocks(self) -> BlockShuffle:
+        assert isinstance(self.synthetic, Stretches)
+        return BlockShuffle(self.synthetic, self.synthetic_per_batch, derive(self.seed, "synthetic order"))
 
     @cached_property
     def _synthetic_classes(self) -> ByClass:

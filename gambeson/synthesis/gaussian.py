@@ -10,7 +10,7 @@ from torch import Tensor
 from gambeson.canonical import plain
 from gambeson.data.datasets import ImageSet
 from gambeson.data.mixture import to_uint8
-from gambeson.data.synthetic import StoreWriter
+from gambeson.data.synthetic import StoreWriter, inherited
 from gambeson.errors import UserError
 from gambeson.randomness import block_noise, derive
 from gambeson.store import Workspace, stage
@@ -47,7 +47,10 @@ def gaussian_control(work: Workspace, spec: GaussianControl, real: ImageSet, *, 
     classes = len(real.class_names)
     means, factors = fit_classes(real.train.images, real.train.labels, classes, spec.shrinkage)
     blocks = -(-spec.count // spec.block)
-    writer = StoreWriter(root=work.folder / "images", blocks=blocks, blocks_per_shard=spec.blocks_per_shard)
+    origin = {"control": plain(spec), "seed": seed, "real": real.digest, **inherited()}
+    writer = StoreWriter(
+        root=work.folder / "images", blocks=blocks, blocks_per_shard=spec.blocks_per_shard, origin=origin
+    )
     for block in range(blocks):
         if not writer.has(block):
             size = min(spec.block, spec.count - block * spec.block)
@@ -56,4 +59,4 @@ def gaussian_control(work: Workspace, spec: GaussianControl, real: ImageSet, *, 
             flat = means[labels] + torch.einsum("bij,bj->bi", factors[labels], noise)
             writer.put(block, to_uint8(flat.float().reshape(size, *real.shape)), labels.numpy())
         work.progress(block + 1, blocks)
-    writer.finish({"control": plain(spec), "seed": seed, "real": real.digest})
+    writer.finish(origin)

@@ -5,18 +5,21 @@ A finished block is never sampled again, and is the same for any number of worke
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from concurrent.futures import FIRST_EXCEPTION, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
-from gambeson.canonical import plain
+from gambeson.canonical import digest, plain
 from gambeson.data.datasets import ImageSet
 from gambeson.data.mixture import to_uint8
-from gambeson.data.synthetic import StoreWriter
+from gambeson.data.synthetic import StoreWriter, inherited
 from gambeson.errors import UserError
 from gambeson.models.classifiers import load_encoder
 from gambeson.models.denoiser import NetworkDenoiser, load_denoiser
@@ -125,6 +128,17 @@ def _save(learner: EmbeddingLearner, folder: Path, blocks: int) -> None:
     save_tensors(folder / RESUME, learner.save(), {"kind": "learner", "blocks": blocks})
 
 
+def _header(path: Path) -> dict[str, Any]:
+    """What a file of weights says of itself; of weights from elsewhere licence and sets only if they were named."""
+    with safe_open(path, framework="pt") as handle:
+        return json.loads((handle.metadata() or {}).get("gambeson", "{}"))
+
+
+def _seen(folder: Path) -> int:
+    """Number of blocks that the learner of a broken run has seen."""
+    return _header(folder / RESUME)["blocks"] if (folder / RESUME).exists() else 0
+
+
 def _resume(learner: EmbeddingLearner, folder: Path) -> int:
     """Number of blocks that the learner has seen; takes up its saved state."""
     if not (folder / RESUME).exists():
@@ -147,14 +161,25 @@ def generate(
 ) -> None:
     """Writes images/, a SyntheticStore; finished blocks are never sampled again."""
     sources = Sources.of(real, denoiser, encoder, embedding)
-    writer = StoreWriter(root=work.folder / "images", blocks=spec.blocks, blocks_per_shard=spec.blocks_per_shard)
+    inputs = {"denoiser": denoiser, "encoder": encoder, "embedding": embedding}
+    origin = _origin(spec, sources, inputs, seed)
+    writer = StoreWriter(
+        root=work.folder / "images", blocks=spec.blocks, blocks_per_shard=spec.blocks_per_shard, origin=origin
+    )
     if spec.in_order:
         _in_order(work, spec, sources, writer, seed)
     else:
         _in_any_order(work, spec, sources, writer, seed)
-    inputs = {"denoiser": denoiser, "encoder": encoder, "embedding": embedding}
-    origins = {name: None if made is None else made.digest for name, made in inputs.items()}
-    writer.finish({"generation": plain(spec), "seed": seed, "order_dependent": spec.in_order, **origins})
+    writer.finish(origin)
+
+
+def _origin(spec: Generation, sources: Sources, inputs: dict[str, Artifact | None], seed: int) -> dict[str, Any]:
+    """What the images are made of: recipe part, guidance, digests of the networks, licences and sets they bring."""
+    digests = {name: None if made is None else made.digest for name, made in inputs.items()}
+    guidance = None if spec.guidance is None else digest(spec.guidance)
+    recipe = {"generation": plain(spec), "guidance": guidance, "seed": seed, "order_dependent": spec.in_order}
+    files = [path for path in (sources.denoiser, sources.encoder, sources.embedding) if path is not None]
+    return {**recipe, **digests, **inherited(*(_header(path) for path in files))}
 
 
 def _in_order(work: Workspace, spec: Generation, sources: Sources, writer: StoreWriter, seed: int) -> None:
@@ -162,6 +187,8 @@ def _in_order(work: Workspace, spec: Generation, sources: Sources, writer: Store
     networks = sources.open(spec, work.machine.device, seed)
     assert networks.learner is not None
     maker = Maker.start(spec, networks, writer, work.machine, seed)
+    if any(not writer.has(block) for block in range(_seen(work.folder))):
+        (work.folder / RESUME).unlink()  # a loss of power tore a block: the learner has to come past it again
     for block in range(_resume(networks.learner, work.folder), spec.blocks):
         maker.make(block)  # a block whose state was not saved is sampled again for the learner's sake, to the same bits
         _save(networks.learner, work.folder, block + 1)
@@ -169,12 +196,14 @@ def _in_order(work: Workspace, spec: Generation, sources: Sources, writer: Store
 
 
 def _in_any_order(work: Workspace, spec: Generation, sources: Sources, writer: StoreWriter, seed: int) -> None:
-    missing = [block for block in range(spec.blocks) if not writer.has(block)]
-    done = spec.blocks - len(missing)
-    blocks = _here if work.machine.workers == 1 or len(missing) < 2 else _side_by_side
-    for _ in blocks(spec, sources, writer, work.machine, seed, missing):
-        done += 1
-        work.progress(done, spec.blocks)
+    """Twice at most: blocks that turn out torn when their shard is full, after a loss of power, are made again."""
+    for _ in range(2):
+        missing = writer.missing()
+        done = spec.blocks - len(missing)
+        blocks = _here if work.machine.workers == 1 or len(missing) < 2 else _side_by_side
+        for _ in blocks(spec, sources, writer, work.machine, seed, missing):
+            done += 1
+            work.progress(done, spec.blocks)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,13 +267,11 @@ def _here(
 def _side_by_side(
     spec: Generation, sources: Sources, writer: StoreWriter, machine: Machine, seed: int, blocks: list[int]
 ) -> Iterable[int]:
-    """The blocks in several processes of one thread, whole shards to each, so that no two pack the same one."""
-    shards = sorted({block // spec.blocks_per_shard for block in blocks})
-    owners = {shard: i % machine.workers for i, shard in enumerate(shards)}
-    shares = [[b for b in blocks if owners[b // spec.blocks_per_shard] == w] for w in range(machine.workers)]
+    """The blocks in several processes of one thread, which take them in turn."""
+    shares = [blocks[worker :: machine.workers] for worker in range(min(machine.workers, len(blocks)))]
     waiting = set(blocks)
     with pool(machine.workers) as workers:
-        pending = {workers.submit(_share, spec, sources, writer, machine, seed, share) for share in shares if share}
+        pending = {workers.submit(_share, spec, sources, writer, machine, seed, share) for share in shares}
         while pending:
             finished, pending = wait(pending, timeout=0.5, return_when=FIRST_EXCEPTION)
             for future in finished:

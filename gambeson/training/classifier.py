@@ -17,7 +17,7 @@ from gambeson import distributed
 from gambeson.data.augment import PadCrop
 from gambeson.data.imageset import ImageSet
 from gambeson.data.label_safe import Augmentation, CutMix
-from gambeson.data.mixture import LabelledSource, Mixture, check_synthetic
+from gambeson.data.mixture import LabelledSource, Mixture, SyntheticOrder, check_synthetic
 from gambeson.data.synthetic import Chosen
 from gambeson.errors import UserError, require
 from gambeson.models.cifar_resnet import CifarResNetSpec
@@ -79,6 +79,9 @@ class ClassifierTraining:
     batch_norm: Literal["shared", "local"] = field(
         default="shared", metadata={"neutral": "shared"}
     )  # several processes normalise by the whole batch, or each by its own part
+    synthetic_order: SyntheticOrder = field(
+        default="anywhere", metadata={"neutral": "anywhere"}
+    )  # synthetic images drawn from all with replacement, or block by block without: for sets larger than the memory
 
     def __post_init__(self) -> None:
         require(0 <= self.fraction <= 1, "fraction", "a share from 0 to 1", self.fraction)
@@ -230,6 +233,7 @@ def batches_of(spec: ClassifierTraining, real: ImageSet, source: LabelledSource 
         derive(seed, "batches"),
         balanced=spec.balanced,
         real_repeats=spec.real_repeats,
+        synthetic_order=spec.synthetic_order,
     )
     return Batches(
         mixture=mixture,

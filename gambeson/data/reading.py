@@ -1,0 +1,233 @@
+"""A finished store, read by position or from front to back; it opens at once, whatever its size."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from gambeson import distributed
+from gambeson.data.compact import compact, open_column
+from gambeson.data.shards import FORMAT, head_of, shard_labels, write_labels
+from gambeson.errors import EnvironmentFault, UserError, require
+from gambeson.processes import cores
+from gambeson.store import checksum, read_json
+from gambeson.types import Progress, silent
+
+VERIFIED_AT_ONCE = 1 << 29
+"""Bytes of images up to which a store's checksums are compared whenever it is used: a third of a second."""
+
+
+@dataclass(frozen=True)
+class SyntheticStore:
+    """A finished store, read by position. Opening it costs the same for any number of images in a shard."""
+
+    root: Path
+    rows: tuple[int, ...]
+    shape: tuple[int, int, int]
+    provenance: dict[str, Any]
+
+    @staticmethod
+    def open(path: str | Path) -> SyntheticStore:
+        """Opens a store; compares records and sizes of its shards, and no image (`verify` does).
+
+        Raises UserError if there is none, or if another format wrote it; EnvironmentFault naming a shard that is
+        missing or cut.
+        """
+        root = Path(path)
+        header = root / "store.json"
+        if not header.is_file():
+            raise UserError(f"{root}: expected a synthetic store (a folder with store.json), found none")
+        found = read_json(header)
+        if found.get("format") != FORMAT:
+            raise UserError(
+                f"{header}: expected store format {FORMAT}, got {found.get('format')!r}; "
+                "it was written by another version of gambeson: generate it again or use that version"
+            )
+        store = SyntheticStore(root, tuple(found["rows"]), tuple(found["shape"]), found["provenance"])
+        for shard in range(len(store.rows)):
+            store._look_at(shard)
+        return store
+
+    def __len__(self) -> int:
+        return sum(self.rows)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return SyntheticStore, (self.root, self.rows, self.shape, self.provenance)  # without what was read or mapped
+
+    def verify(self, progress: Progress = silent) -> SyntheticStore:
+        """Compares every file with its checksum, on all cores. Raises EnvironmentFault naming the first that differs.
+
+        progress: told (shards compared, shards). Of processes that train together the first compares for all.
+        """
+        if not distributed.leads():
+            return self
+        with ThreadPoolExecutor(cores()) as threads:
+            waiting = [threads.submit(self._verify_shard, shard) for shard in range(len(self.rows))]
+            try:
+                for shard, future in enumerate(waiting):
+                    future.result()
+                    progress(shard + 1, len(waiting))
+            finally:
+                for future in waiting:
+                    future.cancel()
+        self._verify_labels()
+        return self
+
+    def check(self) -> SyntheticStore:
+        """`verify` where that takes less than a second; a larger store was looked over when it was opened."""
+        small = len(self) * int(np.prod(self.shape)) <= VERIFIED_AT_ONCE
+        return self.verify() if small else self
+
+    def _look_at(self, shard: int) -> None:
+        """A shard's record and the sizes of its files. EnvironmentFault naming the file."""
+        record, rows = self._records[shard], self.rows[shard]
+        expected = {"rows": rows, "shape": list(self.shape)}
+        if {name: record.get(name) for name in expected} != expected:
+            self._damaged(self._file(shard, "json"), f"a record of {expected}", f"{record.get('rows')} rows")
+        size = len(head_of(rows, self.shape)) + rows * int(np.prod(self.shape))
+        for ending, wanted in (("npy", size), ("parquet", None)):
+            path = self._file(shard, ending)
+            found = path.stat().st_size if path.is_file() else None
+            if not found or (wanted is not None and found != wanted):
+                what = "a file" if wanted is None else f"{wanted} bytes"
+                self._damaged(path, what, "no file" if found is None else f"{found} bytes")
+
+    def _verify_shard(self, shard: int) -> None:
+        for ending, digest in self._records[shard]["sha256"].items():
+            path = self._file(shard, ending)
+            found = f"{checksum(path)[:16]}..." if path.is_file() else "no file"
+            if found != f"{digest[:16]}...":
+                self._damaged(path, f"SHA-256 {digest[:16]}...", found)
+
+    def _verify_labels(self) -> None:
+        """labels.npy says what the shards say."""
+        for shard, start in enumerate(self._starts[:-1]):
+            if not np.array_equal(
+                self.compact_labels[start : start + self.rows[shard]], shard_labels(self.root, shard)
+            ):
+                raise EnvironmentFault(
+                    f"{self.root / 'labels.npy'}: expected the labels of the shards, got others in shard {shard}; "
+                    "remove the file: it is made anew from the shards"
+                )
+
+    def _damaged(self, path: Path, expected: str, found: str) -> None:
+        raise EnvironmentFault(
+            f"{path}: expected {expected}, got {found}. The shard is damaged: move the folder {self.root.parent} away "
+            "and start the same command again to generate it anew"
+        )
+
+    def _file(self, shard: int, ending: str) -> Path:
+        return self.root / "shards" / f"{shard:05d}.{ending}"
+
+    @cached_property
+    def _records(self) -> list[dict[str, Any]]:
+        paths = [self._file(shard, "json") for shard in range(len(self.rows))]
+        for path in paths:
+            if not path.is_file():
+                self._damaged(path, "a shard's record", "no file")
+        return [read_json(path) for path in paths]
+
+    @cached_property
+    def _starts(self) -> np.ndarray:
+        return np.cumsum([0, *self.rows])
+
+    @cached_property
+    def _maps(self) -> dict[int, np.ndarray]:
+        return {}
+
+    def _map(self, shard: int) -> np.ndarray:
+        """A memory map of a shard's images, made when it is first asked for."""
+        if shard not in self._maps:
+            self._maps[shard] = np.load(self._file(shard, "npy"), mmap_mode="r", allow_pickle=False)
+        return self._maps[shard]
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over the checksums of the shards: what makes two stores the same input of a stage, at any place.
+
+        A Parquet counts without its note of provenance: equal images with equal labels are equal, whoever made them.
+        """
+        sums = [record.get("content", record["sha256"]) for record in self._records]
+        return hashlib.sha256(repr([sorted(s.items()) for s in sums]).encode()).hexdigest()
+
+    @cached_property
+    def compact_labels(self) -> np.ndarray:
+        """[N]: the class each image was generated for, in the smallest type; a memory map of labels.npy.
+
+        A store without that file gets it now; where nothing may be written, the labels are read into memory.
+        """
+        path = self.root / "labels.npy"
+        found = open_column(path, len(self))
+        if found is None:
+            with contextlib.suppress(EnvironmentFault):
+                write_labels(self.root, len(self.rows))
+                found = open_column(path, len(self))
+        if found is None:
+            found = compact(np.concatenate([compact(shard_labels(self.root, s)) for s in range(len(self.rows))]))
+        return found
+
+    @property
+    def labels(self) -> np.ndarray:
+        """[N] int64: the class each image was generated for; eight bytes each, made anew at every call."""
+        return self.compact_labels.astype(np.int64)
+
+    def facts_of(self, shard: int) -> pa.Table:
+        """A shard's Parquet: label, block, index and the facts of its blocks; provenance in its schema's metadata."""
+        require(0 <= shard < len(self.rows), "shard", f"0 to {len(self.rows) - 1}", shard)
+        try:
+            return pq.read_table(self._file(shard, "parquet"))
+        except (pa.ArrowInvalid, OSError) as error:
+            raise EnvironmentFault(f"{self._file(shard, 'parquet')}: expected Parquet, got damage ({error})") from error
+
+    def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Images uint8 [n, H, W, C] and labels int64 [n] at these positions, in the order asked.
+
+        Memory-mapped: what was read counts as memory of the process as long as the system keeps it, and is its to take
+        back; `stretch` and `BlockShuffle` hold no more than they say.
+        """
+        indices = np.asarray(indices)
+        if len(indices) and not (indices.min() >= 0 and indices.max() < len(self)):
+            raise UserError(f"store indices: expected 0 to {len(self) - 1}, got {indices.min()} to {indices.max()}")
+        shards = np.searchsorted(self._starts, indices, side="right") - 1
+        images = np.empty((len(indices), *self.shape), np.uint8)
+        for shard in np.unique(shards).tolist():
+            here = shards == shard
+            images[here] = self._map(shard)[indices[here] - self._starts[shard]]
+        return images, self.compact_labels[indices].astype(np.int64)
+
+    def stretch(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        """Images uint8 [n, H, W, C] and labels int64 [n] from `start` to before `stop`.
+
+        Read, not mapped: the memory of the process stays that of the result, however much of a store it goes through.
+        """
+        require(0 <= start <= stop <= len(self), "store positions", f"0 to {len(self)}", (start, stop))
+        images = np.empty((stop - start, *self.shape), np.uint8)
+        shard = int(np.searchsorted(self._starts, start, side="right")) - 1
+        position = start
+        while position < stop:
+            first = int(self._starts[shard])
+            end = min(stop, first + self.rows[shard])
+            self._fill(images[position - start : end - start], shard, position - first)
+            position, shard = end, shard + 1
+        return images, self.compact_labels[start:stop].astype(np.int64)
+
+    def _fill(self, images: np.ndarray, shard: int, row: int) -> None:
+        """Reads images of a shard, from this row on, into an array. EnvironmentFault for a shard that is cut."""
+        path = self._file(shard, "npy")
+        with open(path, "rb", buffering=0) as file:
+            file.seek(len(head_of(0, self.shape)) + row * int(np.prod(self.shape)))
+            left = memoryview(images.reshape(-1).data)
+            while left:
+                count = file.readinto(left)
+                if not count:
+                    self._damaged(path, f"{self.rows[shard]} images", "a file cut short")
+                left = left[count:]

@@ -1,0 +1,90 @@
+"""Files of a store that several processes write: a shard's head, whole files under names of their own, labels.npy."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from gambeson.data.compact import write_column
+from gambeson.errors import EnvironmentFault
+
+FORMAT = 1
+"""What store.json says of the layout."""
+
+
+def head_of(rows: int, shape: tuple[int, ...]) -> bytes:
+    """The head of a shard's .npy, as np.save writes it; its length does not depend on the number of rows."""
+    head = io.BytesIO()
+    layout = {"descr": "|u1", "fortran_order": False, "shape": (rows, *shape)}
+    np.lib.format.write_array_header_1_0(head, layout)
+    return head.getvalue()
+
+
+@contextlib.contextmanager
+def disk(path: Path) -> Iterator[None]:
+    """EnvironmentFault, naming the file, where it cannot be written or read."""
+    try:
+        yield
+    except EnvironmentFault:
+        raise
+    except OSError as error:
+        raise EnvironmentFault(
+            f"{path}: expected to write this file, got: {error.strerror or error}. Finished blocks are kept and "
+            "nothing half-written counts; free some space or choose another folder, then start the same command again, "
+            "which resumes"
+        ) from error
+
+
+@contextlib.contextmanager
+def published(path: Path) -> Iterator[Path]:
+    """As `store.atomic`, under a temporary name that no process shares, on this machine or on any other.
+
+    Process ids are not enough for that: containers and machines that share a folder repeat them.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.{os.getpid()}.part")
+    with disk(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            with open(temporary, "rb+") as handle:
+                os.fsync(handle.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def publish_json(path: Path, value: Any) -> None:
+    """Writes JSON as `store.write_json` does, under such a name."""
+    with published(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def shard_labels(root: Path, shard: int) -> np.ndarray:
+    """[rows]: the labels of a shard. EnvironmentFault, naming it, for a damaged Parquet file."""
+    path = root / "shards" / f"{shard:05d}.parquet"
+    try:
+        return pq.read_table(path, columns=["label"])["label"].to_numpy()
+    except (pa.ArrowInvalid, KeyError, OSError) as error:
+        raise EnvironmentFault(f"{path}: expected labels of a shard, got a damaged file ({error})") from error
+
+
+def write_labels(root: Path, shards: int) -> None:
+    """labels.npy: the label of every image in the smallest type, a shard at a time in memory; for a memory map."""
+    with published(root / "labels.npy") as temporary:
+        write_column(temporary, lambda: (shard_labels(root, shard) for shard in range(shards)))
+
+
+def batches_of(file: pq.ParquetFile, rows: int, columns: list[str]) -> Iterator[pa.RecordBatch]:
+    """These columns, at most so many rows at a time. Asked for all row groups at once, pyarrow keeps what it read."""
+    for group in range(file.num_row_groups):
+        yield from file.iter_batches(rows, row_groups=[group], columns=columns)
