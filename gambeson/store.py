@@ -241,9 +241,7 @@ class Stage:
         return tuple(given.without_test() if isinstance(given, HoldsTest) else given for given in inputs)
 
 
-def stage(
-    revision: int, together: bool = False, reads_test: bool = False
-) -> Callable[[Callable[..., None]], Stage]:
+def stage(revision: int, together: bool = False, reads_test: bool = False) -> Callable[[Callable[..., None]], Stage]:
     """Makes a stage of a function. One done `together` writes its results in the process that leads only; one that does
     not say `reads_test` gets image sets whose test part raises when it is read."""
     return lambda work: Stage(work.__name__, revision, work, together, reads_test)

@@ -62,10 +62,12 @@ Trains a robust classifier on a labelled image set, alone or with synthetic imag
 command goes on. On several GPUs: torchrun --nproc-per-node N -m gambeson train ... --device cuda
 
 options, besides every field of the training (gambeson train --data digits --help lists them):
-  --data D         digits, cifar10, cifar10-16; a folder with a folder of images for each class; an .npz file
+  --data D         a named set (gambeson data list), a folder with a folder of images for each class, an .npz or
+                   .parquet file, hf:ORG/NAME
   --data-root DIR  where named image sets lie (default ./data or $GAMBESON_DATA)
-  --synthetic S    images to mix in: a store of `gambeson generate`; .npz files of EDM-AT (image, label) or CDP
-                   (arr_0, arr_1); a .bin with labels in an .npy beside it (PORT)
+  --synthetic S    images to mix in: a store of `gambeson generate` or a selection; .npz files of EDM-AT (image, label)
+                   or CDP (arr_0, arr_1); a .bin with labels in an .npy beside it (PORT); WebDataset .tar or Hugging
+                   Face .parquet files or folders of them; a folder with a folder of images for each class
   --from C         a classifier to start from: a folder of this command, or a classifier.safetensors
   --preset NAME    whose training (default {default}): {presets}
   --threat T       what the attacker may do, such as linf:8/255 (default) or l2:128/255; the inner steps keep

@@ -71,7 +71,6 @@ class ImageSet:
             state.update(np.ascontiguousarray(part.labels.numpy()).data)
         return state.hexdigest()
 
-
     def without_test(self) -> ImageSet:
         """The same set, with the same digest, whose test images raise UserError when they are read."""
         guarded = replace(self, test=Withheld(len(self.test)))

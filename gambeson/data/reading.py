@@ -120,9 +120,10 @@ class SyntheticStore:
                 )
 
     def _damaged(self, path: Path, expected: str, found: str) -> None:
+        stage = self.root.parent if (self.root.parent / "done.json").is_file() else self.root
         raise EnvironmentFault(
-            f"{path}: expected {expected}, got {found}. The shard is damaged: move the folder {self.root.parent} away "
-            "and start the same command again to generate it anew"
+            f"{path}: expected {expected}, got {found}. The shard is damaged: move the folder {stage} away and start "
+            "the command that made it again, or fetch it again"
         )
 
     def _file(self, shard: int, ending: str) -> Path:

@@ -39,5 +39,6 @@ def open_synthetic(path: str | Path) -> SyntheticStore | Chosen:
     raise UserError(
         f"{place}: expected a synthetic store (a folder with store.json), or a folder with chosen.parquet or "
         f"images/store.json, got {'something else' if place.exists() else 'nothing there'}; files that others "
-        "published (.npz, .bin) become a store by import_images, which `gambeson train --synthetic` does by itself"
+        "published (.npz, .bin, .tar, .parquet, folders of these or of classes) become a store by import_images, which "
+        "`gambeson train --synthetic` does by itself"
     )

@@ -47,7 +47,13 @@ def gaussian_control(work: Workspace, spec: GaussianControl, real: ImageSet, *, 
     classes = len(real.class_names)
     means, factors = fit_classes(real.train.images, real.train.labels, classes, spec.shrinkage)
     blocks = -(-spec.count // spec.block)
-    origin = {"control": plain(spec), "seed": seed, "real": real.digest, **inherited()}
+    origin = {
+        "control": plain(spec),
+        "seed": seed,
+        "real": real.digest,
+        "class_names": list(real.class_names),
+        **inherited(),
+    }
     writer = StoreWriter(
         root=work.folder / "images", blocks=blocks, blocks_per_shard=spec.blocks_per_shard, origin=origin
     )

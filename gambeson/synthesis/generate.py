@@ -179,7 +179,8 @@ def _origin(spec: Generation, sources: Sources, inputs: dict[str, Artifact | Non
     guidance = None if spec.guidance is None else digest(spec.guidance)
     recipe = {"generation": plain(spec), "guidance": guidance, "seed": seed, "order_dependent": spec.in_order}
     files = [path for path in (sources.denoiser, sources.encoder, sources.embedding) if path is not None]
-    return {**recipe, **digests, **inherited(*(_header(path) for path in files))}
+    names = {} if sources.real is None else {"class_names": list(sources.real.class_names)}
+    return {**recipe, **digests, **names, **inherited(*(_header(path) for path in files))}
 
 
 def _in_order(work: Workspace, spec: Generation, sources: Sources, writer: StoreWriter, seed: int) -> None:
