@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,9 +14,12 @@ import torch
 
 from gambeson.data.datasets import Data, Digits, door
 from gambeson.errors import UserError, require
-from gambeson.options import take, take_machine, take_number, take_runs
+from gambeson.models.memory import memory_told
+from gambeson.options import take, take_flag, take_machine, take_number, take_runs
+from gambeson.report import delivery
 from gambeson.robustness.certificates import ROWS, SUMMARY, Certification, SavedClassifier, certify_images
 from gambeson.robustness.smoothing import Smoothing
+from gambeson.robustness.tested import tested_images, with_names
 from gambeson.store import Artifact, Machine, Store, open_folder, read_json
 
 
@@ -40,8 +42,9 @@ Stop it at any time; the same command goes on.
 CLASSIFIER: a folder that `gambeson train` wrote, or a classifier.safetensors.
 
 options, besides every field (gambeson certify CLASSIFIER --data digits --help lists them):
-  --data D         digits, cifar10, cifar10-16; a folder with a folder of images for each class; an .npz file. With the
-                   --data.FIELD options of its training, if there were any, so that the test images are the same
+  --data D         digits, cifar10, cifar10-16; a folder with a folder of images for each class; an .npz file: its
+                   x_test, or the share of its images that training holds out, or all of them with --all-images. With
+                   the --data.FIELD options of its training, if there were any, so that the test images are the same
   --data-root DIR  where named image sets lie (default ./data or $GAMBESON_DATA)
   --sigma S        standard deviation of the noise, in pixels of [0, 1] (default 0.25)
   --n N            noisy copies that bound the probability of the class (default 100,000); the largest radius grows
@@ -51,7 +54,7 @@ options, besides every field (gambeson certify CLASSIFIER --data digits --help l
   --images N       test images, evenly spread (default 500)
   --seed S         seed of the noise (default 0). For a network that others made choose one that they did not know: a
                    certificate holds for draws that the weights do not depend on
-  --out DIR        copy the rows and the summary there, a new folder
+  --out DIR        copy the rows and the summary there, a new folder or one with this certification
   --runs DIR       where results live (default ./runs or $GAMBESON_RUNS)
   --device D       cpu (default), cuda, cuda:1, mps; also $GAMBESON_DEVICE
   --workers N      processes of one thread each (default: the cores of this machine; 1 on an accelerator)
@@ -64,6 +67,7 @@ class Asked:
 
     classifier: SavedClassifier
     certifying: Certifying
+    everything: bool  # whether all images of an .npz file are test images
     runs: Path
     machine: Machine
     out: Path | None
@@ -74,6 +78,7 @@ def read(argv: list[str]) -> Asked:
     words = list(argv)
     data, root, out = (take(words, f"--{word}") for word in ("data", "data-root", "out"))
     runs, machine, certification = take_runs(words), take_machine(words), _certification(words)
+    everything = take_flag(words, "--all-images")
     first = words.pop(0) if words and not words[0].startswith("-") else None
     require(first is not None, "gambeson certify", "a classifier first (a folder or a file)", " ".join(argv))
     require(data is not None, "--data", "an image set: a name, a folder or an .npz file", data)
@@ -85,10 +90,15 @@ def read(argv: list[str]) -> Asked:
     default = Certifying(data=door(data), certification=certification)
     certifying = _overridden(default, words, f"gambeson certify {first} --data {data}")
     place = None if out is None else Path(out)
-    empty = place is None or not place.exists() or (place.is_dir() and not any(place.iterdir()))
-    require(empty, "--out", "a path where nothing lies yet", out)
+    free = place is None or delivery.free(place, ROWS)
+    require(free, "--out", "a path where nothing lies yet, or a folder with this certification", out)
     return Asked(
-        classifier=SavedClassifier(first), certifying=certifying, runs=runs.resolve(), machine=machine, out=place
+        classifier=SavedClassifier(first),
+        certifying=certifying,
+        everything=everything,
+        runs=runs.resolve(),
+        machine=machine,
+        out=place,
     )
 
 
@@ -142,8 +152,21 @@ def certify(argv: list[str]) -> None:
         print(USAGE)
         return
     asked = read(argv)
-    real = asked.certifying.data.load()
+    size = asked.machine.micro_batch or asked.certifying.certification.smoothing.batch_size
+    with memory_told(
+        f"Start the same command again with fewer noisy copies in the network at once (--micro-batch, now {size}) or "
+        f"with fewer --workers (now {asked.machine.workers}): it goes on from what was kept"
+    ):
+        _certify(asked)
+
+
+def _certify(asked: Asked) -> None:
+    """The certification and what is shown of it."""
+    real, remarks = tested_images(asked.certifying.data, True, asked.everything)
+    real = with_names(real, asked.classifier.load().classes)
     asked.classifier.check_fit(real)
+    for remark in remarks:
+        print(remark, file=sys.stderr)
     if asked.out is not None:
         open_folder(asked.out.parent)
     if hint := _hint(asked):
@@ -180,8 +203,8 @@ def _deliver(made: Artifact, out: Path | None, data: str) -> None:
     rows, facts = made.file(ROWS), made.file(SUMMARY)
     print("\n".join(table(read_json(facts), data)))
     if out is not None:
-        open_folder(out)
-        rows, facts = (Path(shutil.copyfile(path, out / path.name)) for path in (rows, facts))
+        delivery.claim(out, made, ROWS)
+        rows, facts = (delivery.copied(path, out) for path in (rows, facts))
     print(f"rows: {rows.resolve()}\nsummary: {facts.resolve()}")
 
 

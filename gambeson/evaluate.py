@@ -17,19 +17,20 @@ from typing import Any, NoReturn, get_args
 import torch
 
 from gambeson import distributed
-from gambeson.data.arrays import evaluation_images
 from gambeson.data.corruptions import SEVERITIES
-from gambeson.data.datasets import Data, Digits, NpzImages, door
-from gambeson.data.imageset import ImageSet, Split
-from gambeson.data.npz import TEST_IMAGES, keys_of, read_arrays
+from gambeson.data.datasets import Data, Digits, door
+from gambeson.data.imageset import ImageSet
 from gambeson.errors import UserError, require
+from gambeson.models.memory import memory_told
 from gambeson.options import take, take_flag, take_machine, take_number, take_runs
 from gambeson.processes import cores
-from gambeson.report.evaluation_folder import Board, deliver
+from gambeson.report.delivery import free
+from gambeson.report.evaluation_folder import ROWS, Board, deliver
 from gambeson.robustness.assess import Assessment, assess
 from gambeson.robustness.autoattack import ATTACKS, BLACK_BOX, VERSIONS, AutoAttack
 from gambeson.robustness.corrupted import Corrupting, corrupt
 from gambeson.robustness.subjects import Named, logits_wanted, subject_of, trained_threat
+from gambeson.robustness.tested import tested_images, with_names
 from gambeson.robustness.views import Precision
 from gambeson.store import Artifact, Machine, Store, open_folder
 from gambeson.threat import ThreatModel
@@ -123,13 +124,13 @@ def read(argv: list[str]) -> Asked:
     default = Evaluating(data=door(data), assessment=replace(assessment, autoattack=attack))
     evaluating = _overridden(default, words, f"gambeson evaluate {first} --data {data}")
     place = None if out is None else Path(out)
-    free = place is None or not place.exists() or not any(place.iterdir()) or (place / "facts.json").is_file()
-    require(free, "--out", "a new folder, or one with this evaluation", out)
+    require(place is None or free(place, ROWS), "--out", "a new folder, or one with this evaluation", out)
+    assessment = evaluating.assessment
     files = {"runs": runs.resolve(), "out": place, "entry": entry, "trust": trust, "everything": everything}
     return Asked(
         word=first,
         evaluating=evaluating,
-        corrupting=None if corrupting is None else replace(corrupting, images=evaluating.assessment.images),
+        corrupting=corrupting and replace(corrupting, images=assessment.images, batch_size=assessment.batch_size),
         board=board,
         machine=machine,
         command=shlex.join(["gambeson", "evaluate", *argv]),
@@ -206,6 +207,16 @@ def evaluate(argv: list[str]) -> None:
     asked = read(argv)
     if asked.out is not None:
         open_folder(asked.out.parent)
+    size = asked.evaluating.assessment.batch_size
+    with memory_told(
+        f"Start the command again with fewer images in the network at once (--batch-size, now {size}), or with fewer "
+        f"--workers (now {asked.machine.workers}); with the same words it goes on from what was kept"
+    ):
+        _evaluate(asked)
+
+
+def _evaluate(asked: Asked) -> None:
+    """The evaluation, alone or as one process of several."""
     with distributed.joined(asked.machine.device) as device:
         asked = replace(asked, machine=replace(asked.machine, device=device))
         real, remarks = _images(asked)
@@ -226,34 +237,15 @@ def evaluate(argv: list[str]) -> None:
 
 
 def _images(asked: Asked) -> tuple[ImageSet, list[str]]:
-    """The images, and what a reader must know about where they come from. Class names may be missing (none at all)."""
-    data = asked.evaluating.data
-    if not isinstance(data, NpzImages):
-        require(not asked.everything, "--all-images", "an .npz file as --data", type(data).__name__)
-        return data.load(), []
-    path = Path(data.path)
-    tested = bool(data.test_path) or bool(set(TEST_IMAGES) & set(keys_of(path)))
+    """The images, and what a reader must know about where they come from."""
     ours = Path(asked.word).is_dir() or Path(asked.word).suffix == ".safetensors"
-    alone = tested and not data.test_path and not any(key in keys_of(path) for key in ("images", "image", "x_train"))
-    if not alone and (tested or (ours and not asked.everything)):
-        split = f"Attacked were the images of {path.name} that training holds out; --all-images attacks all of them."
-        return data.load(), [] if tested else [split]
-    part, names = evaluation_images(path), ()
-    if "class_names" in keys_of(path):
-        names = tuple(map(str, read_arrays(path, {"names": ("class_names",)})["names"].tolist()))
-    nothing = Split(part.images[:0], part.labels[:0])
-    every = f"All images of {path.name} were taken for test images: none may have been trained on."
-    real = ImageSet(name=path.stem, train=nothing, validation=nothing, test=part, class_names=names, flip_safe=False)
-    return real, [] if tested else [every]
+    return tested_images(asked.evaluating.data, ours, asked.everything)
 
 
 def _fitting(real: ImageSet, classes: int, subject: Named) -> ImageSet:
     """The images with a name for every class of the classifier. UserError where it has others."""
-    require(len(real.test) > 0, f"{real.name}: test images", "at least one", 0)
-    most = int(real.test.labels.max()) + 1
-    if not real.class_names and most <= classes:
-        return replace(real, class_names=tuple(map(str, range(classes))))
-    have = len(real.class_names) or most
+    real = with_names(real, classes)
+    have = len(real.class_names) or int(real.test.labels.max()) + 1
     if have != classes:
         raise UserError(
             f"{subject.title}: expected a classifier of {real.name}'s {have} classes, got one of {classes}; name the "

@@ -1,10 +1,17 @@
 """AutoAttack: versions, worst case, rows, batch sizes, class counts, resuming; the stage that writes rows in chunks."""
 
+import io
 import json
+import pickle
+import resource
+import sys
+import time
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -13,13 +20,18 @@ from torch import nn
 from torch.nn import functional as F
 
 from gambeson.data.imageset import ImageSet, Split
+from gambeson.errors import EnvironmentFault
+from gambeson.processes import pool
 from gambeson.robustness import autoattack
-from gambeson.robustness.assess import CHUNKS, Assessment, assess, chunks_of
+from gambeson.robustness.assess import Assessment, assess, chunks_of, stood_white_box
 from gambeson.robustness.attacks import PGD
 from gambeson.robustness.autoattack import ATTACKS, VERSIONS, AutoAttack, attack_table
+from gambeson.robustness.chunks import CHUNKS, StateFile
+from gambeson.robustness.kept import Held, Kept
 from gambeson.store import Machine, Store, Workspace, read_json
 from gambeson.threat import ThreatModel
 
+assess_stage = sys.modules["gambeson.robustness.assess"]  # the module: the package has the stage under its name
 THREATS = [ThreatModel(epsilon=0.12), ThreatModel(norm="l2", epsilon=0.7), ThreatModel(norm="l1", epsilon=1.2)]
 LITTLE = {"steps": 8, "queries": 40, "targets": 9}
 
@@ -364,10 +376,15 @@ def test_workers_change_nothing(subject, real, tmp_path):
 
 
 def test_chunks_are_a_share_of_the_images(real, tmp_path):
-    """Fixed by the plan, not by the processes."""
+    """Fixed by the plan, not by the processes; on disk as in memory."""
     chunks = chunks_of(SPEC, real, tmp_path)
     assert [len(c.index) for c in chunks] == [20, 20, 8]
-    assert torch.equal(chunks[2].images, real.test.images[chunks[2].index])
+    places = np.concatenate([c.index for c in chunks])
+    for pictures in (Held(real.test, places), Kept.written(real.test, places, tmp_path)):
+        for chunk in chunks:
+            part = pictures.some(chunk.which)
+            assert torch.equal(part.images, real.test.images[chunk.index])
+            assert torch.equal(part.labels, real.test.labels[chunk.index])
 
 
 def test_a_stopped_stage_goes_on(subject, real, tmp_path, monkeypatch):
@@ -400,5 +417,198 @@ def test_what_stands_is_told_on_the_way(subject, real, tmp_path):
     assess.work(work, SPEC, subject, real, seed=0)
     assert progress[-1] == (48, 48)
     robust = pq.read_table(tmp_path / "rows.parquet")["robust"].to_numpy().sum()
-    assert f"standing so far: {robust} of 48 images begun" in said[-1]
+    assert f"standing so far: {robust} of 48 images begun" in said[-3]
     assert json.loads((tmp_path / "checks.json").read_text())
+    assert said[-2:] == ["curve: 2 of 2 epsilons measured", "checks: the evaluation doubts itself"]
+    assert [b for a, b in progress] == [48] * len(progress)
+    assert [a for a, b in progress] == sorted(a for a, b in progress)
+
+
+class Tensors(pickle.Pickler):
+    """Notes the tensors in what it pickles."""
+
+    def __init__(self):
+        self.file, self.found = io.BytesIO(), []
+        super().__init__(self.file)
+
+    def persistent_id(self, thing):
+        if isinstance(thing, torch.Tensor):
+            self.found.append(thing.shape)
+
+
+def test_workers_are_sent_no_image(subject, real, tmp_path, monkeypatch):
+    """Neither as tensors, which take descriptors and shared memory, nor as arrays: they map a file."""
+    sent = []
+
+    @contextmanager
+    def watched(workers):
+        with pool(workers) as executor:
+            submit = executor.submit
+            executor.submit = lambda work, *given: sent.append((work, given)) or submit(work, *given)
+            yield executor
+
+    monkeypatch.setattr(assess_stage, "pool", watched)
+    artifact = made(tmp_path, subject, real, 2)
+    assert len(sent) == 2
+    for each in sent:
+        pickler = Tensors()
+        pickler.dump(each)
+        assert pickler.found == []
+        assert len(pickler.file.getvalue()) < 5000 < 4 * real.test.images[:20].numel()
+    assert not (artifact.folder / CHUNKS).exists()
+
+
+def interrupted(monkeypatch, place, stop):
+    """Lets a function of the stage be interrupted at its n-th call; the calls."""
+    calls, original = [], getattr(assess_stage, place)
+
+    def counted(*given):
+        calls.append(given)
+        if len(calls) == stop:
+            raise KeyboardInterrupt
+        return original(*given)
+
+    monkeypatch.setattr(assess_stage, place, counted)
+    return calls
+
+
+def test_a_curve_goes_on_at_its_next_epsilon(subject, real, tmp_path, monkeypatch):
+    whole = pq.read_table(made(tmp_path / "whole", subject, real).file("rows.parquet"))
+    with monkeypatch.context() as patch:
+        calls = interrupted(patch, "robust_after", 2)
+        with pytest.raises(KeyboardInterrupt):
+            made(tmp_path / "cut", subject, real)
+    left = sorted(p.name for p in next((tmp_path / "cut").rglob(CHUNKS)).glob("*.parquet"))
+    assert left == [f"00000{k}.rows.parquet" for k in range(3)] + ["curve-000.rows.parquet"]
+    calls = interrupted(monkeypatch, "robust_after", -1)
+    again = pq.read_table(made(tmp_path / "cut", subject, real).file("rows.parquet"))
+    assert [round(call[0].threat.epsilon, 6) for call in calls] == [0.36]
+    assert same_rows(whole, again)
+
+
+def test_killed_before_its_record_it_leaves_no_chunks(subject, real, tmp_path, monkeypatch):
+    """All files are there, and so are still the chunks: the next start removes them and makes nothing."""
+    with monkeypatch.context() as patch:
+        patch.setattr(assess_stage.shutil, "rmtree", lambda folder, ignore_errors: None)
+        artifact = made(tmp_path, subject, real)
+    (artifact.folder / "done.json").unlink()
+    assert (artifact.folder / CHUNKS).exists()
+    rows = artifact.folder / "rows.parquet"
+    written = rows.stat().st_mtime_ns
+    assert not (made(tmp_path, subject, real).folder / CHUNKS).exists()
+    assert rows.stat().st_mtime_ns == written
+
+
+@pytest.mark.parametrize("name", ["000000.state.pt", "000000.rows.parquet", "curve-000.rows.parquet"])
+@pytest.mark.parametrize("content", [b"", b"PK\3\4 and no more", b"PAR1 and no more PAR1"])
+def test_a_damaged_file_of_the_chunks_is_named(name, content, subject, real, tmp_path):
+    work = Workspace(tmp_path)
+    (tmp_path / CHUNKS).mkdir()
+    (tmp_path / CHUNKS / name).write_bytes(content)
+    spec = replace(SPEC, autoattack=replace(SPEC.autoattack, steps=1, queries=1), images=6, curve_images=6)
+    with pytest.raises(EnvironmentFault, match=rf"{name}: expected .* damaged .*Remove it and start the same command"):
+        assess.work(work, spec, subject, real, seed=0)
+    (tmp_path / CHUNKS / name).unlink()
+    assess.work(work, spec, subject, real, seed=0)
+
+
+def test_news_that_were_cut_off_are_no_news(subject, real, tmp_path):
+    """Of a chunk that another process begins, after a power cut."""
+    (tmp_path / CHUNKS).mkdir()
+    (tmp_path / CHUNKS / "000001.standing.json").write_text("")
+    assess.work(Workspace(tmp_path), replace(SPEC, images=24, curve=()), subject, real, seed=0)
+    assert (tmp_path / "facts.json").exists()
+
+
+@dataclass(frozen=True)
+class Counted:
+    """A subject that notes how many images its network was given at once."""
+
+    subject: Weights
+    seen: list
+    digest: str = "1" * 64
+    gradients: bool = True
+
+    def open(self, device):
+        net = self.subject.open(device)
+        return lambda x: self.seen.append(len(x)) or net(x)
+
+
+def test_the_network_never_gets_more_than_a_batch(subject, real, tmp_path):
+    """Neither in the attacks, nor on the curve, nor in the doubts."""
+    seen = []
+    spec = replace(SPEC, images=30, curve=(2.0,), check_images=24, batch_size=5)
+    assess.work(Workspace(tmp_path), spec, Counted(subject, seen), real, seed=0)
+    assert max(seen) == 5
+
+
+def test_a_full_disk_is_the_machines_fault(tmp_path):
+    """Files may not grow beyond 64 KiB: the state is refused, the one before it stays, nothing is half-written."""
+    journal, state = StateFile(tmp_path / "state.pt", 0.0), {"a": torch.zeros(9), "b": [1, 2]}
+    journal.save(state)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (65536, before[1]))
+        with pytest.raises(EnvironmentFault, match=r"state\.pt: expected to write this file, got: File too large"):
+            journal.save({"a": torch.zeros(300_000), "b": [1, 2]})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [path.name for path in tmp_path.iterdir()] == ["state.pt"]
+    assert torch.equal(journal.load()["a"], state["a"])
+
+
+def test_saving_takes_a_twentieth_of_the_time_at_most(tmp_path, monkeypatch):
+    """A state that takes 3 s is saved every minute, though one every 10 s was asked for."""
+    clock, journal = [100.0], StateFile(tmp_path / "state.pt", 10.0)
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    journal.last = 100.0
+    monkeypatch.setattr(torch, "save", lambda state, file: clock.__setitem__(0, clock[0] + 3))
+    due = []
+    for clock[0] in (109.0, 110.0):
+        due.append(journal.due())
+    journal.save({})
+    for clock[0] in (123.0, 172.9, 173.0):
+        due.append(journal.due())
+    assert due == [False, True, False, False, True]
+
+
+# ---- the doubts of the stage ----
+
+
+def doubts_of(subject, real, folder, *attacks):
+    """Check -> whether it passed, and the rows, of an evaluation with these attacks."""
+    attack = AutoAttack(threat=THREATS[0], version="custom", attacks=attacks, steps=8, queries=40)
+    assess.work(Workspace(folder), replace(SPEC, autoattack=attack), subject, real, seed=0)
+    checks = {check["name"]: check for check in json.loads((folder / "checks.json").read_text())}
+    return checks, pq.read_table(folder / "rows.parquet")
+
+
+def test_what_square_did_first_tells_nothing_of_gradients(subject, real, tmp_path):
+    """Alone, or before the attacks with gradients, it is not compared with them; only behind them it is."""
+    by_hand = pa.table({"robust": [True, False, False], "broken_by": [None, "square", "apgd-ce"]})
+    custom = replace(SPEC.autoattack, version="custom", attacks=("square",))
+    for attacks, compared in {
+        ("square",): False,
+        ("square", "apgd-ce"): False,
+        ("apgd-ce", "square"): True,
+        ("apgd-ce", "square", "apgd-t"): True,
+    }.items():
+        spec = replace(SPEC, autoattack=replace(custom, attacks=attacks))
+        assert stood_white_box(spec, by_hand).tolist() == [True, compared, False]
+    checks, rows = doubts_of(subject, real, tmp_path, "square", "apgd-ce")
+    assert "Square not stronger than gradients" not in checks
+    places = [i for i, robust in enumerate(rows["robust@0.06"].to_pylist()) if robust is not None]
+    some = [places[i] for i in np.unique(np.linspace(0, 23, 12).astype(int))]
+    claimed = sum(rows["robust"].to_pylist()[i] for i in some)
+    assert "square" in [rows["broken_by"].to_pylist()[i] for i in some], "otherwise nothing is shown"
+    assert f"of {claimed} images called robust" in checks["black box not stronger"]["detail"]
+    assert f"{claimed / 12:.1%} at 0.12" in checks["accuracy falls"]["detail"]
+
+
+def test_without_gradients_one_line_stands_for_their_checks(subject, real, tmp_path):
+    checks, rows = doubts_of(replace(subject, gradients=False), real, tmp_path, "square")
+    assert not any(name.startswith("robust@") for name in rows.column_names)
+    assert [name for name in checks if "gradient" in name or "zero" in name] == ["gradients can be checked"]
+    assert not checks["gradients can be checked"]["passed"]
+    others = ("logits, not probabilities", "deterministic", "batch independent", "preprocessing inside")
+    assert all(checks[name]["passed"] for name in others)

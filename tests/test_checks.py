@@ -211,3 +211,78 @@ def test_a_small_surplus_is_chance(held_out):
 
     assert checks.preprocessing_inside(model(8, 4), x, y).passed
     assert not checks.preprocessing_inside(model(8, 1), x, y).passed
+
+
+class Counting:
+    """A network that notes how many images it was given at once, with gradients and in all."""
+
+    def __init__(self, net):
+        self.net, self.climbed, self.seen = net, [], []
+
+    def __call__(self, x):
+        self.seen.append(len(x))
+        if x.requires_grad:
+            self.climbed.append(len(x))
+        return self.net(x)
+
+
+@pytest.mark.parametrize("size", [1, 7])
+def test_no_check_gives_the_network_more_than_a_batch(size, net, held_out):
+    """One at a time too; but two without gradients, to see whether an image depends on its company."""
+    x, y = held_out[0][:20], held_out[1][:20]
+    robust = robust_after(PGD(threat=LINF, steps=20, restarts=1), net, x, y)
+    counting = Counting(net)
+    found = checks.run_checks(counting, x, y, LINF, whitebox_robust=robust, batch_size=size)
+    whole = checks.run_checks(net, x, y, LINF, whitebox_robust=robust)
+    assert max(counting.climbed) == size
+    assert max(counting.seen) == max(size, 2)
+    assert [(c.name, c.passed) for c in found] == [(c.name, c.passed) for c in whole]
+
+
+def test_gradients_that_are_no_numbers_are_found(net, held_out):
+    """The root of 0 has an infinite slope, and 0 times that is none."""
+    x, y = held_out[0][:20], held_out[1][:20]
+
+    def root(z):
+        return net(z) + 0 * (z - z.detach()).abs().sqrt().sum((1, 2, 3))[:, None]
+
+    found = checks.gradients_not_zero(root, x, y)
+    assert not found.passed
+    assert found.detail == "0 of 20 images have a margin gradient of zero, 20 one that is not finite"
+    true = checks.gradients_true(root, x, y)
+    assert not true.passed
+    assert "20 of 20 images change otherwise" in true.detail
+
+
+def test_logits_that_are_no_numbers_near_the_images_fail_and_do_not_stop(net, held_out):
+    """On the images themselves all is well; a random point of the ball gives NaN."""
+    x, y = held_out[0][:20], held_out[1][:20]
+    x, robust = x * 0.9, torch.ones(20, dtype=torch.bool)
+    brittle = lambda z: torch.where(z.amax((1, 2, 3))[:, None] > x.max(), torch.nan, net(z))  # noqa: E731
+    found = {c.name: c for c in checks.run_checks(brittle, x, y, LINF, whitebox_robust=robust)}
+    assert not found["finite logits"].passed
+    assert "NaN" in found["finite logits"].detail
+    assert found["deterministic"].passed
+
+
+def test_without_gradients_one_line_takes_the_place_of_three(net, held_out):
+    x, y = held_out[0][:20], held_out[1][:20]
+    robust = torch.zeros(20, dtype=torch.bool)
+    all_of_them = [c.name for c in checks.run_checks(net, x, y, LINF, whitebox_robust=robust)]
+    found = checks.run_checks(net, x, y, LINF, whitebox_robust=robust, gradients=False)
+    of_gradients = {"gradients not zero", "gradients true", "reaches zero"}
+    assert of_gradients < set(all_of_them)
+    assert {c.name for c in found} == set(all_of_them) - of_gradients | {"gradients can be checked"}
+    assert not next(c for c in found if c.name == "gradients can be checked").passed
+
+
+def test_a_lack_of_memory_is_no_refusal(net, held_out):
+    """A model that refuses images times 255 has none right there; one that lacks memory has said nothing."""
+
+    def short(z):
+        if z.max() > 1:
+            raise MemoryError
+        return net(z)
+
+    with pytest.raises(MemoryError):
+        checks.preprocessing_inside(short, *held_out)

@@ -24,6 +24,7 @@ from gambeson import ThreatModel, screen
 from gambeson.cli import main
 from gambeson.data.datasets import Digits
 from gambeson.engine import News
+from gambeson.errors import UserError
 from gambeson.evaluate import read
 from gambeson.models.classifiers import classifier_header
 from gambeson.models.export import save_robustbench
@@ -31,11 +32,11 @@ from gambeson.models.files import save_tensors
 from gambeson.models.hub import from_pretrained
 from gambeson.models.resnet import ResNetSpec
 from gambeson.models.wideresnet import WideResNetSpec
-from gambeson.report import evaluation, evaluation_rows, evaluation_words
+from gambeson.report import delivery, evaluation, evaluation_folder, evaluation_rows, evaluation_words
 from gambeson.report.evaluation_words import CorruptionLine, Measured
 from gambeson.robustness.checks import Check
 from gambeson.robustness.intervals import wilson
-from gambeson.robustness.subjects import subject_of
+from gambeson.robustness.subjects import Foreign, Ours, logits_wanted, subject_of
 
 ROOT = Path(__file__).parent.parent
 TINY = [
@@ -106,6 +107,9 @@ def test_a_folder_comes_out_that_says_everything(model: Path, capsys: pytest.Cap
         assert "apgd-ce, square (not AutoAttack standard)" in text
     assert "standing so far" in said
     assert "common corruptions" in said
+    assert "Line: AutoPGD on the margin, 3 steps from 1 start, each epsilon on its own, on 15 of the 24 images" in page
+    assert "Right under AutoPGD, %" in page
+    assert "accuracy under AutoPGD against epsilon" in page
     record = json.loads(Path("out/robustbench.json").read_text())
     assert record["autoattack_acc"] == f"{100 * robust.mean():.2f}"
     assert record["unreliable"]
@@ -118,7 +122,66 @@ def test_a_folder_comes_out_that_says_everything(model: Path, capsys: pytest.Cap
     assert "there already" in capsys.readouterr().out
     assert (stage / "done.json").read_bytes() == made
     assert run(str(model), *SHORT, *TINY, "--seed", "1", "--workers", "1", "--out", "out") == 2
-    assert "another evaluation" in capsys.readouterr().err
+    assert "another result" in capsys.readouterr().err
+
+
+# ---- the folder that it is delivered to ----
+
+
+@pytest.mark.parametrize("stop", [1, 2, 3, 4])
+def test_a_delivery_that_was_killed_goes_on(
+    stop: int, model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before any file, or after some of them: the same command makes the folder whole; another one stays out."""
+    words = [str(model), *QUICK, "--attacks", "apgd-ce"]
+    copies, copied = [], delivery.shutil.copyfile
+
+    def killed(source: Path, target: Path) -> None:
+        """Half a file is all that there was time for."""
+        copies.append(source)
+        if len(copies) == stop:
+            Path(target).write_bytes(Path(source).read_bytes()[:100])
+            raise KeyboardInterrupt
+        copied(source, target)
+
+    with monkeypatch.context() as patch:
+        if stop == 4:
+            patch.setattr(evaluation, "write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        else:
+            patch.setattr(delivery.shutil, "copyfile", killed)
+        assert run(*words, "--out", "out") == 130
+    (stage,) = Path("runs/stages/assess").iterdir()
+    for name in evaluation_folder.KEPT:
+        path = Path("out") / name
+        assert not path.exists() or path.read_bytes() == (stage / name).read_bytes(), "half of it"
+    (Path("out") / ".rows.parquet.4194303.part").touch()  # what SIGKILL leaves of a file
+    assert run(*words, "--seed", "1", "--out", "out") == 2
+    assert "another result" in capsys.readouterr().err
+    assert run(*words, "--out", "out") == 0
+    names = {"digest.json", "rows.parquet", "facts.json", "checks.json", "report.html", "robustbench.json"}
+    assert {path.name for path in Path("out").iterdir()} == names
+    assert (
+        json.loads((stage / "done.json").read_text())["digest"]
+        == json.loads(Path("out/digest.json").read_text())["digest"]
+    )
+    assert (stage / "rows.parquet").read_bytes() == Path("out/rows.parquet").read_bytes()
+
+
+def test_the_same_evaluation_made_again_elsewhere_is_the_same(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its seconds are others. A folder without a mark, as older versions left it, is known by its rows."""
+    words = [str(model), *QUICK, "--attacks", "apgd-ce", "--out", "out"]
+    Path("out").mkdir()
+    Path("out/.digest.json.4194303.part").touch()  # killed before the mark was there
+    assert run(*words, "--runs", "one") == 0
+    assert not Path("out/.digest.json.4194303.part").exists()
+    first = Path("out/rows.parquet").read_bytes()
+    assert run(*words, "--runs", "two") == 0, capsys.readouterr().err
+    assert Path("out/rows.parquet").read_bytes() != first, "otherwise nothing is shown"
+    Path("out/digest.json").unlink()
+    assert run(*words, "--runs", "two") == 0
+    Path("out/digest.json").unlink()
+    assert run(*words, "--runs", "one") == 2
+    assert "another result" in capsys.readouterr().err
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -282,7 +345,98 @@ def test_the_digest_is_that_of_what_is_measured(model: Path) -> None:
     assert digests[0] != digests[1], "weights that the source loads count"
 
 
-def test_a_zoo_file_with_its_entry_and_a_submission(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_digest_sees_the_files_that_a_program_reads(tmp_path: Path) -> None:
+    """When it is made or when it is called; and knows it again with other threads, and where it draws at random."""
+    text = "import numpy, torch\nfrom tests.test_evaluate import linear\nnet, stream = linear(), torch.Generator()\n"
+    text += "def scale(): return float(open('scale.txt').read())\n"
+    text += "def called(): return lambda x: scale() * net(x)\n"
+    text += "def made(s=None):\n    s = scale()\n    return lambda x: s * net(x)\n"
+    text += "def torchs(): return lambda x: scale() * net(x) + torch.rand(1)\n"
+    text += "def numpys(): return lambda x: net(x) + numpy.random.rand()\n"
+    text += "def threaded(): return lambda x: net(x) * torch.get_num_threads()\n"
+    text += "def failing(): return lambda x: net(x) if len(x) < 8 else 1 / 0\n"
+    Path("reading.py").write_text(text)
+
+    def digest(name: str) -> str:
+        return subject_of(f"reading:{name}", (1, 8, 8), trust=True).digest
+
+    found = {}
+    for content in ("1.0", "1.0001", "1.0"):
+        Path("scale.txt").write_text(content)
+        found[content] = [digest(name) for name in ("called", "made", "torchs", "numpys")]
+        assert found[content] == [digest(name) for name in ("called", "made", "torchs", "numpys")]
+    before, threads, alone = torch.get_rng_state(), torch.get_num_threads(), digest("threaded")
+    torch.set_num_threads(2)
+    assert digest("threaded") == alone
+    assert torch.get_num_threads() == 2
+    torch.set_num_threads(threads)
+    assert torch.equal(torch.get_rng_state(), before)
+    changed = [a != b for a, b in zip(found["1.0"], found["1.0001"], strict=True)]
+    assert changed == [True, True, True, False], "what draws beside torch's generator is known by its source alone"
+    with pytest.raises(UserError, match="expected logits of 8 images, got ZeroDivisionError"):
+        assert Foreign("reading:failing", (1, 8, 8), trust=True).digest
+
+
+def test_the_digest_sees_the_weights_beside_an_onnx_file() -> None:
+    onnx = pytest.importorskip("onnx")
+    onnx_file(Path("net.onnx"))
+    whole, digests = onnx.load("net.onnx"), []
+    for tensor in whole.graph.initializer:
+        tensor.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor), tensor.name))
+    onnx.save_model(whole, "net.onnx", save_as_external_data=True, location="net.data", size_threshold=0)
+    weights = np.fromfile("net.data", np.float32)
+    for scale in (1.0, 1.5, 1.0):
+        (scale * weights).astype(np.float32).tofile("net.data")
+        digests.append(subject_of("net.onnx", (1, 8, 8)).digest)
+    assert digests[0] == digests[2] != digests[1]
+    (weights * 0).tofile("net.data")
+    nothing = subject_of("net.onnx", (1, 8, 8)).digest
+    Path("net.data").write_bytes(b"\0\0\0\x80" * len(weights))  # -0.0: other bytes, the same answers
+    assert subject_of("net.onnx", (1, 8, 8)).digest != nothing
+
+
+MEMORY = """
+import torch
+from tests.test_evaluate import linear
+net = linear()
+def always():
+    def big(x): raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB\\nand more")
+    return big
+def later(seen=[]):
+    def big(x):
+        seen.append(x)
+        if len(seen) > 40: raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate")
+        return net(x)
+    return big
+"""
+
+
+@pytest.mark.filterwarnings("ignore:out of memory")
+@pytest.mark.parametrize("when", ["always", "later"])
+def test_a_lack_of_memory_is_the_machines_fault(when: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Not the caller's, nor a traceback: the first line of what was said, and what to do."""
+    Path("hungry.py").write_text(MEMORY)
+    sys.modules.pop("hungry", None)
+    assert run(f"hungry:{when}", "--trust", *QUICK, "--batch-size", "9", "--attacks", "apgd-ce") == 3
+    said = capsys.readouterr().err
+    assert re.search(r"expected enough memory, got: .* allocate.*--batch-size, now 9", said), said
+    assert "and more" not in said
+
+
+def test_a_lack_of_memory_at_the_first_look_is_no_other_classifier(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def hungry(images: torch.Tensor) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Ours, "open", lambda self, device: hungry)
+    with pytest.warns(UserWarning, match="out of memory"), pytest.raises(torch.OutOfMemoryError):
+        logits_wanted(subject_of(str(model), (1, 8, 8)), Digits().load(), "cpu")
+
+
+def test_a_zoo_file_with_its_entry_and_a_submission(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Test images alone in an .npz; the record and the submission say that these are no RobustBench numbers."""
     net = WideResNetSpec(depth=10, width=1).build(3, 10, seed=0).eval()
     save_robustbench(net, "weights.pt")
@@ -302,6 +456,20 @@ def test_a_zoo_file_with_its_entry_and_a_submission(capsys: pytest.CaptureFixtur
     assert "there already" in capsys.readouterr().out
     (folder,) = Path("runs/evaluations").iterdir()
     assert json.loads((folder / "robustbench.json").read_text()) == record
+    assert run(*("Another" if word == "T" else word for word in words)) == 2
+    assert "with other numbers or words" in capsys.readouterr().err
+    whole = {path: path.read_bytes() for path in Path("sub").rglob("*") if path.is_file()}
+    shutil.rmtree("sub")
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluation_folder.zoo, "_entry_lines", _killed)  # weights and record are written, no more
+        assert run(*words) == 130
+    assert run(*words) == 0, "killed in the middle of the submission, the same words make it"
+    assert {path: path.read_bytes() for path in Path("sub").rglob("*") if path.is_file()} == whole
+    assert not list(Path().glob(".sub*"))
+
+
+def _killed(*_: object) -> str:
+    raise KeyboardInterrupt
 
 
 # ---- mistakes ----
@@ -400,6 +568,11 @@ def test_words_become_an_evaluation() -> None:
     assert (spec.autoattack.steps, spec.autoattack.queries, spec.autoattack.official) == (20, 500, False)
     assert asked.corrupting is not None
     assert (asked.corrupting.severities, asked.corrupting.images) == ((1, 2, 3, 4, 5), 7)
+    assert asked.corrupting.batch_size == 256
+    for size in (["--batch-size", "3"], ["--assessment.batch_size", "3"]):
+        small = read(["m", "--data", "digits", "--corruptions", *size])
+        assert small.corrupting is not None
+        assert small.corrupting.batch_size == small.evaluating.assessment.batch_size == 3
     assert read(["m", "--data", "digits", "--threat", "l2:0.5"]).evaluating.assessment.autoattack.official
     assert not read(["m", "--data", "digits", "--threat", "l1:12"]).evaluating.assessment.autoattack.official
     assert read(["m", "--corruptions=3,1", "--data", "digits"]).corrupting.severities == (1, 3)  # type: ignore
@@ -459,8 +632,9 @@ def by_hand(**changes: object) -> Measured:
         "images": 8, "test_images": 9, "notes": ["Searched in bfloat16."],
     }  # fmt: skip
     attack = {"steps": 100, "targets": 9, "queries": 5000}
+    curve = {"class": "PGD", "steps": 20, "restarts": 2, "loss": {"class": "CrossEntropy"}}
     record = {
-        "config": {"autoattack": attack, "curve_attack": {"steps": 20, "restarts": 1}}, "finished": "2026-01-01T00:00",
+        "config": {"autoattack": attack, "curve_attack": curve}, "finished": "2026-01-01T00:00",
         "digest": "d" * 64, "seconds": 3.0, "attempts": 1, "peak_mb": 100.0, "versions": {"torch": "2"},
         "execution": {"device": "cpu"},
     }  # fmt: skip
@@ -500,6 +674,8 @@ def test_the_page_says_it_all_and_escapes_what_it_is_given() -> None:
     assert "<net>" not in page
     assert re.search(r"fog</th>.*75\.0.*25\.0.*50\.0", page)
     assert "gambeson evaluate x --data &#39;a b&#39;" in page
+    assert "Line: PGD on cross-entropy, 20 steps from 2 starts, each" in page
+    assert "Right under PGD, %" in page
     assert not re.findall(r'(?:src|href)="(?!data:|#)', page)
     whole = by_hand(checks=(Check(name="good", passed=True, detail="1"),))
     assert "All 1 checks passed" in evaluation.render(whole)

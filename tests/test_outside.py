@@ -11,7 +11,8 @@ from torch import nn
 
 from gambeson.errors import UserError
 from gambeson.models.export import save_onnx
-from gambeson.models.outside import Outside, kind_of, outside_classifier
+from gambeson.models.memory import lacks_memory
+from gambeson.models.outside import Outside, external_files, kind_of, outside_classifier
 from gambeson.models.resnet import ResNetSpec
 from gambeson.robustness import checks
 from gambeson.threat import ThreatModel
@@ -294,3 +295,51 @@ def test_without_gradients_the_checks_say_so(tmp_path):
         found.model, rand(4), labels, ThreatModel(epsilon=0.05), whitebox_robust=torch.zeros(4, dtype=torch.bool)
     )
     assert {c.name for c in said if "autograd" in c.detail} == {"gradients not zero", "gradients true", "reaches zero"}
+
+
+@pytest.mark.parametrize("where", ["probe", "backward"])
+def test_a_lack_of_memory_is_neither_a_mistake_nor_a_lack_of_gradients(where, code, tmp_path):
+    """It is raised as it is: who lacks memory is not told that the classifier is wrong, or weak attacks suffice."""
+    lines = {
+        "probe": "raise torch.OutOfMemoryError('CUDA out of memory')",
+        "backward": "if x.requires_grad: raise torch.OutOfMemoryError('CUDA out of memory')",
+    }
+    body = f"    {lines[where]}\n    return x.flatten(1)[:, :5]\n"
+    (tmp_path / "their_model.py").write_text(f"import torch\ndef big(x):\n{body}def model(): return big\n")
+    with pytest.raises(torch.OutOfMemoryError):
+        outside_classifier(f"{code}:model", SHAPE, trust=True)
+
+
+def test_lacks_of_memory_are_told_from_other_errors():
+    for error in (
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:121] . DefaultCPUAllocator: can't allocate memory: you tried"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"),
+        Exception("[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : Failed to allocate memory for requested buffer"),
+    ):
+        assert lacks_memory(error), error
+    for error in (RuntimeError("shapes cannot be multiplied"), KeyError("memory"), UserError("out of memory")):
+        assert not lacks_memory(error), error
+
+
+def test_files_beside_an_onnx_file_are_found(tmp_path):
+    """With the package onnx's own writer; none outside the folder, where onnxruntime reads none either."""
+    onnx = pytest.importorskip("onnx")
+    inside = graph(tmp_path / "inside.onnx")
+    assert external_files(tmp_path / "inside.onnx") == []
+    (tmp_path / "sub").mkdir()
+    for place in ("weights.bin", "sub/weights.bin"):
+        whole = onnx.load(inside)
+        (weight,) = (tensor for tensor in whole.graph.initializer if tensor.name == "w")
+        weight.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(weight), "w"))  # as raw bytes
+        onnx.save_model(whole, tmp_path / "out.onnx", save_as_external_data=True, location=place, size_threshold=0)
+        found = outside_classifier(str(tmp_path / "out.onnx"), SHAPE, trust=False)
+        torch.testing.assert_close(found.model(rand(2)), rand(2).flatten(1)[:, :5])
+        assert external_files(tmp_path / "out.onnx") == [tmp_path / place]
+    head = (tmp_path / "out.onnx").read_bytes()
+    (tmp_path / "out.onnx").write_bytes(head.replace(b"sub/weights.bin", b"../weights.bin2"))
+    (tmp_path.parent / "weights.bin2").touch()
+    assert external_files(tmp_path / "out.onnx") == []
+    (tmp_path / "empty.onnx").touch()
+    assert external_files(tmp_path / "empty.onnx") == []

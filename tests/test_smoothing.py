@@ -3,13 +3,16 @@
 import json
 import math
 import os
+import pickle
 import signal
 import subprocess
 import sys
 import time
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -21,14 +24,17 @@ from torch import nn
 from gambeson import randomness
 from gambeson.certify import certify
 from gambeson.data.datasets import Digits
-from gambeson.errors import UserError
+from gambeson.errors import EnvironmentFault, UserError
 from gambeson.models.classifiers import classifier_header
 from gambeson.models.files import load_tensors, save_tensors
 from gambeson.models.resnet import ResNetSpec
+from gambeson.processes import pool
 from gambeson.randomness import gaussian, generator, image_keys, uniform
+from gambeson.report import delivery
 from gambeson.robustness.certificates import (
     ROWS,
     SECONDS,
+    SUMMARY,
     Certification,
     SavedClassifier,
     average_radius,
@@ -390,6 +396,99 @@ def test_the_command(saved: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert facts["abstained"]["estimate"] == (whole.predicted == ABSTAIN).double().mean().item()
     certify([*words, "--seed", "3"])
     assert "there already" in capsys.readouterr().out
+    certify([*words, "--seed", "3", "--out", "out/here"])
+    assert "there already" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"out/here: expected a new folder, .*got another result's"):
+        certify([*words, "--seed", "4", "--out", "out/here"])
+
+
+def test_a_delivery_that_was_killed_goes_on(saved: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the rows, with half a summary; made again elsewhere it is the same, though its seconds are others."""
+    words = [saved, "--data", "digits", "--n", "20", "--n0", "5", "--images", "4", "--workers", "1", "--out", "out"]
+    copied = delivery.shutil.copyfile
+
+    def killed(source: Path, target: Path) -> None:
+        if source.name == SUMMARY:
+            target.write_text("{")
+            raise KeyboardInterrupt
+        copied(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(delivery.shutil, "copyfile", killed)
+        with pytest.raises(KeyboardInterrupt):
+            certify(words)
+    Path("out/.summary.json.4194303.part").touch()  # what SIGKILL leaves of a file
+    for runs in ("runs", "elsewhere"):
+        certify([*words, "--runs", runs])
+        assert {path.name for path in Path("out").iterdir()} == {"digest.json", ROWS, SUMMARY}
+        assert json.loads(Path("out", SUMMARY).read_text())["images"] == 4
+        (made,) = Path(runs).glob(f"stages/*/*/{ROWS}")
+        assert made.read_bytes() == Path("out", ROWS).read_bytes()
+
+
+def test_an_archive_of_test_images_alone(saved: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """As `gambeson evaluate` takes it: bytes or fractions, [N, H, W] too; all images of another with --all-images."""
+    part = Digits().load().test
+    pixels, labels = part.images[:9, 0].numpy(), part.labels[:9].numpy()
+    np.savez("float.npz", x_test=pixels, y_test=labels)
+    np.savez("bytes.npz", x_test=(pixels * 255).round().astype(np.uint8), y_test=labels)
+    np.savez("all.npz", images=pixels, labels=labels)
+    few = ["--n", "20", "--n0", "5", "--workers", "1"]
+    for name, more in (("float", []), ("bytes", []), ("all", ["--all-images"])):
+        certify([saved, "--data", f"{name}.npz", *more, *few, "--runs", name])
+        assert f"9 test images of {name}" in capsys.readouterr().out
+        assert rows(Path(name))["label"] == labels.tolist()
+    with pytest.raises(UserError, match=r"--all-images: expected an \.npz file"):
+        certify([saved, "--data", "digits", "--all-images", *few])
+    np.savez("large.npz", x_test=np.zeros((4, 16, 16)), y_test=np.arange(4))
+    with pytest.raises(UserError, match=r"expected a classifier of large's images, \(1, 16, 16\) in 10 classes, got"):
+        certify([saved, "--data", "large.npz", *few])
+
+
+def test_a_lack_of_memory_is_the_machines_fault(saved: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def hungry(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(Smoothing, "votes", hungry)
+    words = [saved, "--data", "digits", "--n", "20", "--images", "4", "--workers", "1", "--micro-batch", "9"]
+    with pytest.raises(EnvironmentFault, match=r"enough memory, got: MemoryError.*--micro-batch, now 9"):
+        certify(words)
+
+
+def test_a_damaged_part_is_named(saved: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of those that were finished before; removed, it alone is made again."""
+    words = [saved, "--data", "digits", "--n", "20000", "--images", "3", "--workers", "1"]
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            "gambeson.robustness.certificates.table_at", lambda path: (_ for _ in ()).throw(KeyboardInterrupt)
+        )
+        with pytest.raises(KeyboardInterrupt):
+            certify(words)
+    (part,) = Path("runs").glob("stages/*/*/parts/000001.parquet")
+    part.write_bytes(part.read_bytes()[:50])
+    with pytest.raises(EnvironmentFault, match=r"000001\.parquet: expected a Parquet table .*damaged.*Remove it"):
+        certify(words)
+    part.unlink()
+    certify(words)
+
+
+def test_workers_are_sent_no_image(saved: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They map a file: a tensor would take a descriptor and shared memory of each."""
+    sent = []
+
+    @contextmanager
+    def watched(workers: int) -> Iterator[Any]:
+        with pool(workers) as executor:
+            submit = executor.submit
+            executor.submit = lambda work, *given: sent.append((work, given)) or submit(work, *given)  # type: ignore
+            yield executor
+
+    monkeypatch.setattr("gambeson.robustness.certificates.pool", watched)
+    certify([saved, "--data", "digits", "--n", "20000", "--images", "4", "--workers", "2"])
+    assert len(sent) == 2
+    for each in sent:
+        assert b"torch._utils" not in pickle.dumps(each), "a tensor"
+        assert len(pickle.dumps(each)) < 5000
 
 
 def test_the_hint_knows_the_noise_of_the_training(

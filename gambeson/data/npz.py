@@ -159,8 +159,8 @@ def unrolled(pixels: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.nda
 
 def _recognised(path: Path, pixels: np.ndarray) -> Images:
     """float32 NCHW from the two layouts that are known; UserError for another."""
-    if pixels.dtype == np.uint8 and pixels.ndim == 3:
-        pixels = pixels[..., None]
+    if pixels.ndim == 3:
+        pixels = pixels[..., None] if pixels.dtype == np.uint8 else pixels[:, None]
     if pixels.dtype == np.uint8 and pixels.ndim == 4 and pixels.shape[3] in (1, 3):
         return torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))).float().div_(255)
     if pixels.dtype.kind == "f" and pixels.ndim == 4 and pixels.shape[1] in (1, 3):
@@ -169,8 +169,8 @@ def _recognised(path: Path, pixels: np.ndarray) -> Images:
             return torch.from_numpy(pixels.astype(np.float32))
         raise UserError(f"{path}: expected float images in [0, 1], got {low:.4g} to {high:.4g}")
     raise UserError(
-        f"{path}: expected images as uint8 [N, H, W, 1 or 3] (or [N, H, W]), or as float [N, 1 or 3, H, W] in [0, 1], "
-        f"got {pixels.dtype} {list(pixels.shape)}"
+        f"{path}: expected images as uint8 [N, H, W, 1 or 3] (or [N, H, W]), or as float [N, 1 or 3, H, W] (or "
+        f"[N, H, W]) in [0, 1], got {pixels.dtype} {list(pixels.shape)}"
     )
 
 

@@ -7,6 +7,8 @@ of onnxruntime's own operators, and no library of custom ones is ever registered
 from __future__ import annotations
 
 import importlib
+import mmap
+import os
 import re
 import sys
 import traceback
@@ -22,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from gambeson.errors import UserError, require
+from gambeson.models.memory import lacks_memory
 from gambeson.types import Images, Logits
 
 Kind = Literal["TorchScript", "torch.export", "module:function", "ONNX"]
@@ -115,13 +118,15 @@ def _ask_trust(word: str, kind: Kind, trust: bool) -> None:
 
 
 @contextmanager
-def _failing(expected: str) -> Iterator[None]:
+def failing(expected: str) -> Iterator[None]:
     """Somebody else's code may raise anything: inside, it becomes the caller's mistake, with its place."""
     try:
         yield
     except UserError:
         raise
     except Exception as error:
+        if lacks_memory(error):
+            raise
         last = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{last.filename}, line {last.lineno}"
         lines = str(error).strip().splitlines() or [""]
@@ -131,7 +136,7 @@ def _failing(expected: str) -> Iterator[None]:
 def _probe(word: str, model: Callable[[Tensor], Tensor], images: Images) -> Logits:
     """The logits of a few images; UserError for whatever they are not."""
     made_for = f"{word}: expected a classifier of images [B, {', '.join(map(str, images.shape[1:]))}] for any B"
-    with _failing(made_for), torch.no_grad():
+    with failing(made_for), torch.no_grad():
         logits: Any = model(images)
     if not isinstance(logits, Tensor):
         raise UserError(
@@ -151,17 +156,21 @@ def _probe(word: str, model: Callable[[Tensor], Tensor], images: Images) -> Logi
 
 
 def _followed(model: Callable[[Tensor], Tensor], images: Images) -> bool:
-    """Whether autograd finds a way from the logits back to the images."""
-    with torch.enable_grad(), suppress(Exception):  # such as an operator without a backward pass, or Tensor.numpy
-        asked = images.clone().requires_grad_()
-        total = model(asked).sum()
-        return total.requires_grad and torch.autograd.grad(total, asked, allow_unused=True)[0] is not None
-    return False
+    """Whether autograd finds a way from the logits back to the images. A lack of memory is no answer: it is raised."""
+    try:
+        with torch.enable_grad():
+            asked = images.clone().requires_grad_()
+            total = model(asked).sum()
+            return total.requires_grad and torch.autograd.grad(total, asked, allow_unused=True)[0] is not None
+    except Exception as error:  # such as an operator without a backward pass, or Tensor.numpy
+        if lacks_memory(error):
+            raise
+        return False
 
 
 def _scripted(word: str, shape: tuple[int, int, int], device: torch.device) -> Callable[[Tensor], Tensor]:
     """A TorchScript file, in eval mode; behind a function, since frozen ones lack what a module has."""
-    with _failing(f"{word}: expected a whole TorchScript file"), warnings.catch_warnings():
+    with failing(f"{word}: expected a whole TorchScript file"), warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         script = torch.jit.load(word, map_location=device)
     for parameter in script.parameters():
@@ -175,7 +184,7 @@ def _exported(word: str, shape: tuple[int, int, int], device: torch.device) -> C
     """A torch.export file, moved to the device."""
     from torch.export.passes import move_to_device_pass
 
-    with _failing(f"{word}: expected a whole torch.export file (.pt2)"):
+    with failing(f"{word}: expected a whole torch.export file (.pt2)"):
         program = move_to_device_pass(torch.export.load(word), device).module()
     for parameter in program.parameters():
         parameter.requires_grad_(False)
@@ -187,12 +196,12 @@ def _named(word: str, shape: tuple[int, int, int], device: torch.device) -> Call
     place, _, name = word.partition(":")
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))  # and it stays, as with python -m: a model may import when it is called
-    with _failing(f"{word}: expected to import {place} (the working directory is searched first)"):
+    with failing(f"{word}: expected to import {place} (the working directory is searched first)"):
         module = importlib.import_module(place)
     if name not in vars(module):
         functions = ", ".join(key for key, value in vars(module).items() if callable(value) and key[0] != "_")
         raise UserError(f"{word}: expected a function {name} in {module.__file__}, which has {functions or 'none'}")
-    with _failing(f"{word}: expected {name}() to return a classifier"):
+    with failing(f"{word}: expected {name}() to return a classifier"):
         model = vars(module)[name]()
     require(callable(model), word, "a function that returns an nn.Module, or a callable from images to logits", model)
     return model.eval().requires_grad_(False).to(device) if isinstance(model, nn.Module) else model
@@ -201,6 +210,38 @@ def _named(word: str, shape: tuple[int, int, int], device: torch.device) -> Call
 def _onnx(word: str, shape: tuple[int, int, int], device: torch.device) -> Callable[[Tensor], Tensor]:
     """An ONNX file on the CPU, whatever the device of the images."""
     return OnnxClassifier(word, shape)
+
+
+_LOCATION = re.compile(rb"\n\x08location\x12")
+"""The key of an entry of external data as it stands in an ONNX file (protobuf: field 1, 8 bytes); its value follows."""
+
+
+def external_files(path: Path) -> list[Path]:
+    """The files beside an ONNX file that hold some of its weights, sorted; onnxruntime reads none outside its folder.
+
+    Found in the bytes of the file, so that the package onnx is not needed; bytes that only look so name no file.
+    """
+    with open(path, "rb") as file:
+        if not os.fstat(file.fileno()).st_size:
+            return []
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            named = {_text(content, found.end()) for found in _LOCATION.finditer(content)}
+    places = {os.path.normpath(name) for name in named if name and "\0" not in name}
+    inside = {place for place in places if not os.path.isabs(place) and not place.startswith("..")}
+    return sorted(path.parent / place for place in inside if (path.parent / place).is_file())
+
+
+def _text(content: mmap.mmap, at: int) -> str:
+    """The protobuf text at this place: its length as a varint, then UTF-8; '' for what is none."""
+    length = shift = 0
+    for byte in content[at : at + 3]:
+        length, shift, at = length | (byte & 127) << shift, shift + 7, at + 1
+        if byte < 128:
+            break
+    try:
+        return content[at : at + length].decode()
+    except UnicodeDecodeError:
+        return ""
 
 
 _TYPES = {"tensor(float)": torch.float32, "tensor(float16)": torch.float16, "tensor(double)": torch.float64}
@@ -253,5 +294,5 @@ def _session(path: Path) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3
-    with _failing(f"{path}: expected a whole ONNX file of known operators"):
+    with failing(f"{path}: expected a whole ONNX file of known operators"):
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

@@ -14,6 +14,7 @@ from gambeson.report import evaluation_rows as queries
 from gambeson.report.evaluation_words import (
     TITLES,
     Measured,
+    curve_attack,
     headline,
     name_of_version,
     percent,
@@ -49,6 +50,7 @@ def render(found: Measured) -> str:
         by_class=queries.by_class(found.rows, found.facts["class_names"]),
         costs=queries.costs(found.rows),
         curve=_curve(found),
+        curve_attack=curve_attack(found)[0],
         points=queries.curve(found.rows),
         margins=_margins(found),
         checks=sorted(found.checks, key=lambda check: check.passed),
@@ -82,16 +84,15 @@ def _curve(found: Measured) -> Chart | None:
     if not points:
         return None
     epsilon, sizes = found.facts["epsilon"], points[0].images
-    last = points[-1]
+    last, (name, attack) = points[-1], curve_attack(found)
     label = (
-        f"Line chart of accuracy under PGD against epsilon, from {points[0].accuracy.estimate:.1%} at 0 to "
+        f"Line chart of accuracy under {name} against epsilon, from {points[0].accuracy.estimate:.1%} at 0 to "
         f"{last.accuracy.estimate:.1%} at {last.epsilon:g}."
     )
     svg = charts.robustness([(CURVE, points)], [(CURVE, found.robust)], epsilon, label)
-    spec = found.record["config"]["curve_attack"]
     caption = (
-        f"Line: PGD of {spec['steps']} steps from {spec['restarts']} start{'s' * (spec['restarts'] != 1)}, each "
-        f"epsilon on its own, on {sizes:,} of the {len(found.rows):,} images, with 95 % bands; an upper bound. "
+        f"Line: {attack}, each epsilon on its own, on {sizes:,} of the {len(found.rows):,} images, with "
+        "95 % bands; an upper bound. "
         f"Hollow mark: the robust accuracy of this page at {threat(found.facts)} (dotted line), with its interval."
     )
     return Chart("", Markup(svg), caption)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,15 +13,17 @@ from gambeson.errors import UserError, require
 from gambeson.models.export import robustbench_entry
 from gambeson.models.network import ClassifierNetwork
 from gambeson.options import take, take_flag
-from gambeson.report import evaluation
+from gambeson.report import delivery, evaluation
 from gambeson.report.evaluation_words import CorruptionLine, Measured, shortfalls, terminal_lines, terminal_table
 from gambeson.robustness import corrupted, zoo
 from gambeson.robustness.checks import Check
 from gambeson.robustness.subjects import Named
-from gambeson.store import Artifact, checksum, open_folder, read_json, write_json
+from gambeson.store import Artifact, read_json, write_json
 from gambeson.threat import ThreatModel
 
-KEPT = ("rows.parquet", "facts.json", "checks.json")
+ROWS = "rows.parquet"
+"""The file that such a folder is known by."""
+KEPT = (ROWS, "facts.json", "checks.json")
 """Files of the stage that the folder holds as they are."""
 PAGE, RECORD = "report.html", "robustbench.json"
 """Files that are made for the folder."""
@@ -72,13 +73,13 @@ class Board:
             raise UserError(f"--submission: expected a network of RobustBench's zoo, got {subject.title}")
         robustbench_entry(model)
         zoo.check_entry_name(self.entry)
-        free = not self.folder.exists() or not any(self.folder.iterdir()) or self.written
+        free = not self.folder.exists() or not any(self.folder.iterdir()) or self.written is not None
         require(free, "--submission", "a new or empty folder, or one with this submission", str(self.folder))
 
     @property
-    def written(self) -> bool:
-        """Whether the folder holds a submission of this name."""
-        return self.folder is not None and any(self.folder.glob(f"model_info/*/*/{self.entry}.json"))
+    def written(self) -> Path | None:
+        """The record of a submission of this name that the folder holds; None without."""
+        return None if self.folder is None else next(self.folder.glob(f"model_info/*/*/{self.entry}.json"), None)
 
 
 def measured(
@@ -91,7 +92,7 @@ def measured(
         for name, each in counted.items()
     )
     return Measured(
-        rows=pq.read_table(made.file("rows.parquet")),
+        rows=pq.read_table(made.file(ROWS)),
         facts=read_json(made.file("facts.json")),
         checks=tuple(Check(**each) for each in read_json(made.file("checks.json"))),
         record=made.record,
@@ -111,7 +112,10 @@ def deliver(
     remarks: list[str],
     folder: Path,
 ) -> None:
-    """Writes the folder and shows what came out. UserError where another evaluation lies in the folder."""
+    """Writes the folder and shows what came out. UserError where another evaluation lies in it, or in the submission's.
+
+    Killed on the way, it goes on when it is called again.
+    """
     found = measured(made, corruptions, subject, command, remarks)
     _copy(made, corruptions, folder)
     page = evaluation.write(found, folder / PAGE)
@@ -124,23 +128,17 @@ def deliver(
     if made.record["attempts"] > 1:
         times = made.record["attempts"] - 1
         console.print(f"this evaluation was stopped {times} time{'s' * (times > 1)} and went on where it was")
+    print(f"rows: {(folder / ROWS).resolve()}\npage: {page.resolve()}")
     _submit(found, network, board, console)
-    print(f"rows: {(folder / 'rows.parquet').resolve()}\npage: {page.resolve()}")
 
 
 def _copy(made: Artifact, corruptions: Artifact | None, folder: Path) -> None:
     """The stages' files into the folder."""
-    open_folder(folder)
-    rows = folder / "rows.parquet"
-    if rows.is_file() and checksum(rows) != made.record["files"]["rows.parquet"]:
-        raise UserError(
-            f"{folder}: expected a new folder or one with this evaluation, got another evaluation's. Nothing is lost: "
-            "give another --out to the same command, which finds its result at once"
-        )
+    delivery.claim(folder, made, ROWS)
     for name in KEPT:
-        shutil.copyfile(made.file(name), folder / name)
+        delivery.copied(made.file(name), folder)
     if corruptions is not None:
-        shutil.copyfile(corruptions.file(corrupted.ROWS), folder / corrupted.ROWS)
+        delivery.copied(corruptions.file(corrupted.ROWS), folder)
 
 
 def measurement(found: Measured) -> zoo.Measurement:
@@ -173,12 +171,19 @@ def record(found: Measured, network: ClassifierNetwork | None, board: Board) -> 
 
 
 def _submit(found: Measured, network: ClassifierNetwork | None, board: Board, console: Console) -> None:
-    """The submission, where one was asked for and is not there yet."""
+    """The submission, where one was asked for and is not there yet. UserError where one with other numbers is."""
     if board.folder is None or network is None:
         return
-    if board.written:
+    if board.written is not None:
+        if read_json(board.written) != zoo.leaderboard(network, measurement(found), board.paper):
+            raise UserError(
+                f"{board.folder}: expected a new folder, or one with this submission, got {board.entry} with other "
+                "numbers or words. Nothing is lost: give another --submission to the same command"
+            )
         console.print(f"submission: {board.folder.resolve()} (there already)", markup=False)
         return
-    for reason in zoo.write_submission(board.folder, network, board.entry, measurement(found), board.paper):
+    with delivery.whole(board.folder) as draft:
+        why = zoo.write_submission(draft, network, board.entry, measurement(found), board.paper)
+    for reason in why:
         console.print(f"not a RobustBench number: {reason}", style="yellow", markup=False)
     console.print(f"submission: {board.folder.resolve()}", markup=False)

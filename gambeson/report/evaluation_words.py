@@ -31,6 +31,9 @@ TITLES = {
     "all": "all together",
 }
 """The attacks' names for a reader."""
+CURVE_ATTACKS = {"APGD": "AutoPGD", "PGD": "PGD"}
+LOSSES = {"Margin": "the margin", "CrossEntropy": "cross-entropy", "DLR": "the DLR", "TargetedDLR": "the targeted DLR"}
+"""Attacks of the curve, and what they climb, by the names of their classes."""
 MANY = 1000
 """From so many images on, percentages have two decimals."""
 
@@ -142,6 +145,15 @@ def shortfalls(found: Measured) -> list[str]:
         "under l1 FAB is left out": facts["norm"] == "l1" and facts["version"] == "standard",
     }
     return [reason for reason, holds in reasons.items() if holds]
+
+
+def curve_attack(found: Measured) -> tuple[str, str]:
+    """('AutoPGD', 'AutoPGD on the margin, 40 steps from 1 start'): what measured the points of the curve."""
+    spec = found.record["config"]["curve_attack"]
+    name = CURVE_ATTACKS.get(spec["class"], str(spec["class"]))
+    loss = LOSSES.get(spec["loss"]["class"], "another loss")
+    starts = f"{spec['restarts']} start{'s' * (spec['restarts'] != 1)}"
+    return name, f"{name} on {loss}, {spec['steps']} steps from {starts}"
 
 
 def terminal_table(found: Measured) -> Table:

@@ -1,14 +1,12 @@
 """The evaluation that people quote: AutoAttack on test images, chunk by chunk, resumable to the bit, one row per image.
 
 A chunk is a fixed set of images that one process attacks; its state is saved on the way, and neither a kill nor the
-number of processes changes which images share a batch.
+number of processes changes which images share a batch. So it is with the points of the curve of accuracies.
 """
 
 from __future__ import annotations
 
-import json
 import shutil
-import time
 from collections.abc import Callable
 from concurrent.futures import FIRST_EXCEPTION, wait
 from dataclasses import asdict, dataclass, replace
@@ -19,7 +17,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from torch import Tensor
 
 from gambeson import distributed
 from gambeson.data.imageset import ImageSet
@@ -28,14 +25,13 @@ from gambeson.processes import pool
 from gambeson.randomness import derive
 from gambeson.robustness.attack_losses import Margin, Network, threat_of
 from gambeson.robustness.attacks import APGD, PGD
-from gambeson.robustness.autoattack import BLACK_BOX, AutoAttack, Standing, table_of
+from gambeson.robustness.autoattack import BLACK_BOX, AutoAttack, expected_cost, table_of
 from gambeson.robustness.checks import Check, run_checks, square_not_stronger
-from gambeson.robustness.intervals import wilson
+from gambeson.robustness.chunks import CHUNKS, Chunk, CurvePart, Ledger, Part, StateFile, Teller, nothing, tidy
+from gambeson.robustness.kept import Held, Kept, Pictures, table_at
 from gambeson.robustness.verdicts import robust_after
 from gambeson.store import Machine, Workspace, atomic, make_repeatable, stage, write_json
 
-CHUNKS = "chunks"
-"""The folder of what unfinished evaluations keep."""
 FACTS = "facts.json"
 """The file that is written last."""
 
@@ -82,187 +78,108 @@ def spread(total: int, wanted: int) -> np.ndarray:
     return np.unique(np.linspace(0, total - 1, min(wanted, total)).astype(int))
 
 
-class StateFile:
-    """A journal in one file, written whole or not at all, every `seconds`."""
-
-    def __init__(self, path: Path, seconds: float) -> None:
-        self.path, self.seconds, self.last = path, seconds, time.monotonic()
-
-    def load(self) -> dict[str, Any] | None:
-        """What was saved last, on the CPU; None at first."""
-        return torch.load(self.path, map_location="cpu", weights_only=True) if self.path.exists() else None
-
-    def due(self) -> bool:
-        """Whether `seconds` have passed since the last time."""
-        return time.monotonic() - self.last >= self.seconds
-
-    def save(self, state: dict[str, Any]) -> None:
-        """Writes the state."""
-        with atomic(self.path) as temporary:
-            torch.save(state, temporary)
-        self.last = time.monotonic()
-
-
 @dataclass(frozen=True, kw_only=True)
-class Chunk:
-    """Images of one chunk, and where its files lie."""
+class Plan:
+    """All that a process needs to make its share of the parts. What workers are sent has no image in it."""
 
-    number: int
-    index: np.ndarray  # of the images among the test images
-    images: Tensor
-    labels: Tensor
-    folder: Path
+    spec: Assessment
+    subject: Subject
+    pictures: Pictures  # those that are measured
+    seed: int
+    machine: Machine
+    seconds: float  # between two states
 
-    def path(self, kind: str) -> Path:
-        """Its file of a kind: rows.parquet, state.pt or standing.json."""
-        return self.folder / CHUNKS / f"{self.number:06d}.{kind}"
+    def make(self, parts: list[Part], heard: Callable[[], None] = nothing) -> None:
+        """The parts in this process, one after another; `heard` is called when there is news of them."""
+        make_repeatable(self.machine)
+        model = self.subject.open(self.machine.device)
+        for part in parts:
+            if isinstance(part, Chunk):
+                self._attack(part, model, Teller(part, heard))
+            elif isinstance(part, CurvePart):
+                self._measure(part, model, Teller(part, heard))
+            tidy(part)
+            heard()
 
-    @property
-    def finished(self) -> bool:
-        """Whether its rows are there."""
-        return self.path("rows.parquet").exists()
+    def _attack(self, chunk: Chunk, model: Network, teller: Teller) -> None:
+        """Writes the chunk's rows, going on from its saved state."""
+        journal, device = StateFile(chunk.path("state.pt"), self.seconds), self.machine.device
+        part = self.pictures.some(chunk.which)
+        images, labels = part.images.to(device), part.labels.to(device)
+        found = self.spec.autoattack(model, images, labels, self.spec.batch_size, teller.standing, journal)
+        with atomic(chunk.path("rows.parquet")) as temporary:
+            pq.write_table(table_of({"index": chunk.index} | found.columns), temporary)
 
-    @property
-    def begun(self) -> bool:
-        """Whether anything of it was saved."""
-        return self.finished or self.path("state.pt").exists()
-
-
-def _nothing() -> None:
-    pass
-
-
-@dataclass
-class Teller:
-    """Writes down, at most every half second, how far a chunk is, and tells that there is news."""
-
-    chunk: Chunk
-    heard: Callable[[], None] = _nothing
-    last: float = 0.0
-
-    def __call__(self, standing: Standing) -> None:
-        """Takes the news."""
-        now = time.monotonic()
-        if now - self.last > 0.5:
-            self.last = now
-            path = self.chunk.path("standing.json")
-            temporary = path.with_suffix(".part")
-            temporary.write_text(json.dumps(asdict(standing)))
-            temporary.replace(path)
-            self.heard()
+    def _measure(self, point: CurvePart, model: Network, teller: Teller) -> None:
+        """Writes whether each image of the curve stands at this epsilon."""
+        threat, device = threat_of(self.spec.autoattack), self.machine.device
+        attack = replace(self.spec.curve_attack, threat=replace(threat, epsilon=point.epsilon))
+        part = self.pictures.some(point.which)
+        images, labels, seed = part.images.to(device), part.labels.to(device), derive(self.seed, "curve")
+        right = robust_after(attack, model, images, labels, self.spec.batch_size, seed, teller.point)
+        with atomic(point.path("rows.parquet")) as temporary:
+            pq.write_table(pa.table({"robust": right.cpu().numpy()}), temporary)
 
 
-def attack_chunk(spec: Assessment, tell: Teller, model: Network, seconds: float, device: str) -> None:
-    """Writes the chunk's rows, going on from its saved state."""
-    chunk = tell.chunk
-    journal = StateFile(chunk.path("state.pt"), seconds)
-    images, labels = chunk.images.to(device), chunk.labels.to(device)
-    found = spec.autoattack(model, images, labels, spec.batch_size, tell, journal)
-    with atomic(chunk.path("rows.parquet")) as temporary:
-        pq.write_table(table_of({"index": chunk.index} | found.columns), temporary)
-    for kind in ("state.pt", "standing.json"):
-        chunk.path(kind).unlink(missing_ok=True)
-
-
-def _attack_chunks(
-    spec: Assessment,
-    subject: Subject,
-    chunks: list[Chunk],
-    machine: Machine,
-    seconds: float,
-    heard: Callable[[], None] = _nothing,
-) -> None:
-    """The chunks in this process, one after another."""
-    make_repeatable(machine)
-    model = subject.open(machine.device)
-    for chunk in chunks:
-        attack_chunk(spec, Teller(chunk, heard), model, seconds, machine.device)
-        heard()
-
-
-class Ledger:
-    """What is known of all chunks while they are attacked, for progress and the running robust accuracy."""
-
-    def __init__(self, work: Workspace, chunks: list[Chunk]) -> None:
-        self.work, self.chunks, self.images = work, chunks, sum(len(c.index) for c in chunks)
-        self.robust: dict[int, int] = {}
-
-    def show(self) -> None:
-        """Tells progress, in images, and how many stand."""
-        done, standing, known = 0.0, 0, 0
-        for chunk in self.chunks:
-            share, robust = self._of(chunk)
-            done += share * len(chunk.index)
-            if robust is not None:
-                standing, known = standing + robust, known + len(chunk.index)
-        self.work.progress(int(done), self.images)
-        if known:
-            at = wilson(standing, known)
-            interval = f"{at.estimate:.1%} ({at.low:.1%} to {at.high:.1%})"
-            self.work.say(f"standing so far: {standing} of {known} images begun, {interval}")
-
-    def _of(self, chunk: Chunk) -> tuple[float, int | None]:
-        """(share of the work done, images standing; None before the first news)."""
-        if chunk.number in self.robust:
-            return 1.0, self.robust[chunk.number]
-        if chunk.finished:
-            rows = pq.read_table(chunk.path("rows.parquet"), columns=["robust"])
-            self.robust[chunk.number] = int(rows["robust"].to_numpy().sum())
-            return 1.0, self.robust[chunk.number]
-        try:
-            news = json.loads(chunk.path("standing.json").read_text())
-        except FileNotFoundError:
-            return 0.0, None
-        return news["share"], news["robust"]
-
-
-def _attack_all(work: Workspace, spec: Assessment, subject: Subject, chunks: list[Chunk]) -> None:
-    """This process's chunks, with its workers; under torchrun every process takes its share."""
-    mine = [c for c in chunks if c.number % distributed.world() == distributed.rank() and not c.finished]
-    workers, machine = min(work.machine.workers, len(mine)), replace(work.machine, workers=1)
-    ledger, seconds = Ledger(work, chunks), work.checkpoint_seconds
-    if not mine:
-        return
-    if work.machine.device == "cpu" and workers > 1:
-        shares = [mine[w::workers] for w in range(workers)]
-        with pool(workers) as processes:
-            pending = {processes.submit(_attack_chunks, spec, subject, share, machine, seconds) for share in shares}
-            while pending:
-                finished, pending = wait(pending, timeout=1.0, return_when=FIRST_EXCEPTION)
-                for future in finished:
-                    future.result()
-                ledger.show()
-        return
-    _attack_chunks(spec, subject, mine, machine, seconds, ledger.show)
+def chosen(spec: Assessment, real: ImageSet) -> np.ndarray:
+    """The places of the images that are measured among the test images."""
+    return spread(len(real.test), spec.images or len(real.test))
 
 
 def chunks_of(spec: Assessment, real: ImageSet, folder: Path) -> list[Chunk]:
     """The test images that are measured, cut into chunks."""
-    places = spread(len(real.test), spec.images or len(real.test))
-    parts = [places[start : start + spec.chunk] for start in range(0, len(places), spec.chunk)]
-    images, labels = real.test.images, real.test.labels
+    places = chosen(spec, real)
+    parts = [(start, places[start : start + spec.chunk]) for start in range(0, len(places), spec.chunk)]
     return [
-        Chunk(number=number, index=index, images=images[index], labels=labels[index], folder=folder)
-        for number, index in enumerate(parts)
+        Chunk(folder=folder, name=f"{number:06d}", images=len(index), index=index, start=start)
+        for number, (start, index) in enumerate(parts)
     ]
 
 
-def curve_columns(
-    spec: Assessment, model: Network, images: Tensor, labels: Tensor, seed: int, count: int, measured: np.ndarray
-) -> dict[str, np.ndarray]:
-    """Columns robust@EPS, measured on the images at `measured`, NaN elsewhere; each epsilon on its own."""
-    threat, columns = threat_of(spec.autoattack), {}
-    for multiple in spec.curve:
-        epsilon = multiple * threat.epsilon
-        attack = replace(spec.curve_attack, threat=replace(threat, epsilon=epsilon))
-        verdict = robust_after(attack, model, images, labels, spec.batch_size, derive(seed, "curve"))
-        column = np.full(count, -1, dtype=np.int8)
-        column[measured] = verdict.cpu().numpy()
-        columns[f"robust@{epsilon:.6g}"] = column
-    return columns
+def curve_of(spec: Assessment, subject: Subject, real: ImageSet, folder: Path) -> list[CurvePart]:
+    """The points of the curve, each on the same images; none without gradients."""
+    which = spread(len(chosen(spec, real)), spec.curve_images)
+    epsilons = [multiple * threat_of(spec.autoattack).epsilon for multiple in spec.curve] if subject.gradients else []
+    columns = {f"robust@{epsilon:.6g}": epsilon for epsilon in epsilons}
+    return [
+        CurvePart(folder=folder, name=f"curve-{k:03d}", images=len(which), epsilon=epsilon, column=column, which=which)
+        for k, (column, epsilon) in enumerate(columns.items())
+    ]
 
 
-@stage(revision=1, together=True, reads_test=True)
+def _make_all(work: Workspace, plan: Plan, real: ImageSet, chunks: list[Chunk], curve: list[CurvePart]) -> None:
+    """This process's parts, with its workers; under torchrun every process takes its share.
+
+    One chunk alone is attacked in this process, with all its threads, and so is its curve.
+    """
+    every, world, rank = [*chunks, *curve], distributed.world(), distributed.rank()
+    mine = [part for number, part in enumerate(every) if number % world == rank and not part.finished]
+    spec, machine = plan.spec, work.machine
+    whole = sum(expected_cost(attack, len(real.class_names)) for attack in spec.autoattack.chosen().values())
+    steps = spec.curve_attack.steps * spec.curve_attack.restarts
+    ledger = Ledger(work, chunks, curve, 3.0 * steps / whole)
+    if machine.device != "cpu" or machine.workers == 1 or len(chunks) == 1:
+        if mine:
+            plan.make(mine, ledger.show)
+    elif mine:
+        kept = Kept.written(real.test, chosen(spec, real), work.folder / CHUNKS / f"images-{rank}")
+        _side_by_side(replace(plan, pictures=kept), mine, machine.workers, ledger)
+    ledger.show()
+
+
+def _side_by_side(plan: Plan, parts: list[Part], workers: int, ledger: Ledger) -> None:
+    """The parts in several processes of one thread."""
+    shares = [share for w in range(workers) if (share := parts[w::workers])]
+    with pool(len(shares)) as processes:
+        pending = {processes.submit(plan.make, share) for share in shares}
+        while pending:
+            finished, pending = wait(pending, timeout=1.0, return_when=FIRST_EXCEPTION)
+            for future in finished:
+                future.result()
+            ledger.show()
+
+
+@stage(revision=2, together=True, reads_test=True)
 def assess(work: Workspace, spec: Assessment, subject: Subject, real: ImageSet, *, seed: int) -> None:
     """Writes rows.parquet (one row per test image), checks.json and facts.json.
 
@@ -271,66 +188,80 @@ def assess(work: Workspace, spec: Assessment, subject: Subject, real: ImageSet, 
     time to another.
     """
     spec = replace(spec, autoattack=replace(spec.autoattack, seed=derive(seed, "autoattack", spec.autoattack.seed)))
-    if distributed.told((work.folder / FACTS).exists()):  # killed between the last file and the record of the stage
-        return
-    (work.folder / CHUNKS).mkdir(parents=True, exist_ok=True)
-    chunks = chunks_of(spec, real, work.folder)
-    if kept := sum(len(chunk.index) for chunk in chunks if chunk.begun):
-        images = sum(len(chunk.index) for chunk in chunks)
-        work.say(f"going on: {kept} of {images} images were begun before this start")
-    _attack_all(work, spec, subject, chunks)
-    distributed.wait()
+    if not distributed.told((work.folder / FACTS).exists()):  # killed between the last file and the stage's record
+        (work.folder / CHUNKS).mkdir(parents=True, exist_ok=True)
+        chunks, curve = chunks_of(spec, real, work.folder), curve_of(spec, subject, real, work.folder)
+        if kept := sum(chunk.images for chunk in chunks if chunk.begun):
+            images = sum(chunk.images for chunk in chunks)
+            work.say(f"going on: {kept} of {images} images were begun before this start")
+        plan = Plan(
+            spec=spec,
+            subject=subject,
+            pictures=Held(real.test, chosen(spec, real)),
+            seed=seed,
+            machine=replace(work.machine, workers=1),
+            seconds=work.checkpoint_seconds,
+        )
+        _make_all(work, plan, real, chunks, curve)
+        distributed.wait()
+        if distributed.leads():
+            _finish(work, plan, real, chunks, curve)
     if distributed.leads():
-        _finish(work, spec, subject, real, chunks, seed)
-        shutil.rmtree(work.folder / CHUNKS)
+        shutil.rmtree(work.folder / CHUNKS, ignore_errors=True)
 
 
-def _finish(
-    work: Workspace, spec: Assessment, subject: Subject, real: ImageSet, chunks: list[Chunk], seed: int
-) -> None:
+def _finish(work: Workspace, plan: Plan, real: ImageSet, chunks: list[Chunk], curve: list[CurvePart]) -> None:
     """The rows of all chunks together, the curve, the doubts and the facts."""
-    table = pa.concat_tables([pq.read_table(chunk.path("rows.parquet")) for chunk in chunks])
-    device, index = work.machine.device, table["index"].to_numpy()
-    model = subject.open(device)
-    measured = spread(len(index), spec.curve_images)
-    images, labels = (part[index[measured]].to(device) for part in (real.test.images, real.test.labels))
-    curve: dict[str, np.ndarray] = {}
-    if subject.gradients and spec.curve:
-        curve = curve_columns(spec, model, images, labels, seed, len(index), measured)
-    for name, column in table_of(curve).to_pydict().items():
-        table = table.append_column(name, pa.array(column, pa.bool_()))
+    table = pa.concat_tables([table_at(chunk.path("rows.parquet")) for chunk in chunks])
+    for point in curve:
+        verdicts = np.full(len(table), -1, dtype=np.int8)
+        verdicts[point.which] = table_at(point.path("rows.parquet"))["robust"].to_numpy()
+        table = table.append_column(point.column, table_of({point.column: verdicts})[point.column])
     with atomic(work.folder / "rows.parquet") as temporary:
         pq.write_table(table, temporary)
-    checks = doubts(spec, model, images, labels, table, measured, seed)
-    write_json(work.folder / "checks.json", [asdict(c) for c in checks])
-    write_json(work.folder / FACTS, facts(spec, subject, real, len(index)))
+    work.say("checks: the evaluation doubts itself")
+    write_json(work.folder / "checks.json", [asdict(check) for check in doubts(plan, table)])
+    write_json(work.folder / FACTS, facts(plan.spec, plan.subject, real, len(table)))
 
 
-def doubts(
-    spec: Assessment, model: Network, images: Tensor, labels: Tensor, table: pa.Table, measured: np.ndarray, seed: int
-) -> list[Check]:
+def doubts(plan: Plan, table: pa.Table) -> list[Check]:
     """The evaluation's doubts about itself, on some of the images of the curve."""
-    threat, some = threat_of(spec.autoattack), spread(len(measured), spec.check_images)
-    places = measured[some]
-    robust = table["robust"].to_numpy()
-    broken_by = np.array(table["broken_by"].to_pylist(), dtype=object)
-    white = robust | np.isin(broken_by, BLACK_BOX)  # what stood before the black boxes
+    spec, device = plan.spec, plan.machine.device
+    measured = spread(len(table), spec.curve_images)
+    places = measured[spread(len(measured), spec.check_images)]
+    part, threat = plan.pictures.some(places), threat_of(spec.autoattack)
+    white = stood_white_box(spec, table)
     names = [name for name in table.column_names if name.startswith("robust@")]
     curve = [(float(name[len("robust@") :]), float(np.mean(table[name].to_numpy()[places]))) for name in names]
     here = [(threat.epsilon, float(white[places].mean()))] if curve else []
     checks = run_checks(
-        model,
-        images[some],
-        labels[some],
+        plan.subject.open(device),
+        part.images.to(device),
+        part.labels.to(device),
         threat,
-        whitebox_robust=torch.from_numpy(white[places]).to(images.device),
+        whitebox_robust=torch.from_numpy(white[places]).to(device),
         accuracies=sorted(curve + here),
-        seed=derive(seed, "checks"),
+        seed=derive(plan.seed, "checks"),
+        batch_size=spec.batch_size,
+        gradients=plan.subject.gradients,
     )
-    if "square" in table.column_names and set(spec.autoattack.names) - set(BLACK_BOX):
+    if _after_gradients(spec):
         tried = table["square"].to_pylist()
         checks.append(square_not_stronger(tried.count(False), len(tried) - tried.count(None)))
     return checks
+
+
+def _after_gradients(spec: Assessment) -> bool:
+    """Whether Square saw what attacks with gradients had left: only then does it tell of them."""
+    names = spec.autoattack.names
+    return "square" in names and bool(set(names[: names.index("square")]) - set(BLACK_BOX))
+
+
+def stood_white_box(spec: Assessment, table: pa.Table) -> np.ndarray:
+    """[N] bool: what stood before the black box had its turn; all that stood, where no gradients came before it."""
+    robust = table["robust"].to_numpy()
+    broken_by = np.array(table["broken_by"].to_pylist(), dtype=object)
+    return robust | np.isin(broken_by, BLACK_BOX) if _after_gradients(spec) else robust
 
 
 def facts(spec: Assessment, subject: Subject, real: ImageSet, count: int) -> dict[str, Any]:

@@ -32,6 +32,7 @@ from gambeson.processes import pool
 from gambeson.robustness.evaluate import spread
 from gambeson.robustness.inputs import logits_of
 from gambeson.robustness.intervals import Interval, wilson
+from gambeson.robustness.kept import Held, Kept, Pictures, table_at
 from gambeson.robustness.smoothing import ABSTAIN, Smoothing
 from gambeson.store import Machine, Workspace, atomic, checksum, make_repeatable, stage, write_json
 
@@ -107,12 +108,12 @@ class SavedClassifier:
 
 @dataclass(frozen=True, kw_only=True)
 class _Plan:
-    """All that a process needs to certify its share of the chunks."""
+    """All that a process needs to certify its share of the chunks. What workers are sent has no image in it."""
 
     folder: Path
     spec: Certification
     classifier: SavedClassifier
-    part: Split  # the chosen images
+    pictures: Pictures  # the chosen images
     places: np.ndarray  # where they stand in the test images
     seed: int
     machine: Machine
@@ -121,16 +122,16 @@ class _Plan:
     def chunks(self) -> range:
         return range(-(-len(self.places) // self.spec.together))
 
-    def rows(self, chunk: int) -> slice:
+    def rows(self, chunk: int) -> np.ndarray:
         """Which of the chosen images a chunk has."""
-        return slice(chunk * self.spec.together, (chunk + 1) * self.spec.together)
+        return np.arange(len(self.places))[chunk * self.spec.together : (chunk + 1) * self.spec.together]
 
     def path(self, chunk: int) -> Path:
         return self.folder / f"{chunk:06}.parquet"
 
     def images(self, chunks: Iterable[int]) -> int:
         """How many images these chunks have."""
-        return sum(len(self.places[self.rows(chunk)]) for chunk in chunks)
+        return sum(len(self.rows(chunk)) for chunk in chunks)
 
     def certify(self, chunks: Sequence[int]) -> Iterator[int]:
         """Certifies these chunks one after another; yields each as it is written."""
@@ -140,7 +141,8 @@ class _Plan:
             smoothing = replace(smoothing, batch_size=self.machine.micro_batch)
         for chunk in chunks:
             some = self.rows(chunk)
-            part = Split(self.part.images[some].to(self.machine.device), self.part.labels[some])
+            part = self.pictures.some(some)
+            part = Split(part.images.to(self.machine.device), part.labels)
             rows = certificate_rows(smoothing, model, part, self.places[some], self.seed)
             with atomic(self.path(chunk)) as temporary:
                 pq.write_table(rows, temporary)
@@ -189,9 +191,9 @@ def certify_images(
     parts = work.folder / "parts"
     if not (work.folder / ROWS).exists():
         plan = _plan(work, parts, spec, classifier, real, seed)
-        _certify_all(plan, work)
+        _certify_all(plan, work, real)
         with atomic(work.folder / ROWS) as temporary:
-            pq.write_table(pa.concat_tables([pq.read_table(plan.path(chunk)) for chunk in plan.chunks]), temporary)
+            pq.write_table(pa.concat_tables([table_at(plan.path(chunk)) for chunk in plan.chunks]), temporary)
     write_json(work.folder / SUMMARY, summary(pq.read_table(work.folder / ROWS), spec.smoothing))
     shutil.rmtree(parts, ignore_errors=True)
 
@@ -203,18 +205,25 @@ def _plan(
     require(len(real.test) >= 1, f"{real.name}, test", "at least one image", 0)
     classifier.check_fit(real)
     places = spread(len(real.test), spec.images)
-    part = Split(real.test.images[places], real.test.labels[places])
     return _Plan(
-        folder=parts, spec=spec, classifier=classifier, part=part, places=places, seed=seed, machine=work.machine
+        folder=parts,
+        spec=spec,
+        classifier=classifier,
+        pictures=Held(real.test, places),
+        places=places,
+        seed=seed,
+        machine=work.machine,
     )
 
 
-def _certify_all(plan: _Plan, work: Workspace) -> None:
+def _certify_all(plan: _Plan, work: Workspace, real: ImageSet) -> None:
     """Every chunk that is missing, here or in several processes."""
     missing = [chunk for chunk in plan.chunks if not plan.path(chunk).exists()]
     done, total = len(plan.places) - plan.images(missing), len(plan.places)
     work.progress(done, total)
     alone = work.machine.workers == 1 or len(missing) < 2
+    if not alone:
+        plan = replace(plan, pictures=Kept.written(real.test, plan.places, plan.folder))
     for chunk in plan.certify(missing) if alone else _side_by_side(plan, missing):
         done += plan.images([chunk])
         work.progress(done, total)

@@ -126,5 +126,6 @@ def evaluate(work: Workspace, spec: Evaluation, student: Artifact, real: ImageSe
         pgd_robust=verdicts["pgd"],
         apgd_robust=verdicts["apgd"],
         seed=seed,
+        batch_size=spec.batch_size,
     )
     write_json(work.folder / "checks.json", [asdict(c) for c in checks])

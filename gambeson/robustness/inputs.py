@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from gambeson.errors import require
+from gambeson.models.memory import lacks_memory
 from gambeson.robustness.attack_losses import Network, true_float32
 from gambeson.types import Images, Logits
 
@@ -42,8 +43,7 @@ class Portions:
     def _halve(self, error: RuntimeError, size: int) -> None:
         """Raises the error again unless it is a lack of memory that a smaller part may cure."""
         most = min(self.most or size, size)
-        lacking = isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-        if not lacking or most == 1:
+        if not lacks_memory(error) or most == 1:
             raise error
         self.most = most // 2
         if torch.cuda.is_available():

@@ -20,8 +20,9 @@ from gambeson.errors import UserError, require
 from gambeson.models.classifiers import spec_of
 from gambeson.models.files import is_safetensors
 from gambeson.models.hub import CONFIG, WEIGHTS, config_of
+from gambeson.models.memory import lacks_memory
 from gambeson.models.network import ClassifierNetwork
-from gambeson.models.outside import Outside, kind_of, outside_classifier
+from gambeson.models.outside import Outside, external_files, failing, kind_of, outside_classifier
 from gambeson.robustness.assess import Subject
 from gambeson.robustness.attack_losses import Network
 from gambeson.robustness.certificates import SavedClassifier
@@ -32,6 +33,8 @@ from gambeson.threat import ThreatModel
 
 OURS = "classifier.safetensors"
 """The file of weights in the folder of a finished training."""
+_BATCH, _BATCHES = 8, 4
+"""Images of noise at once that a program is known by, and how many times."""
 
 
 @runtime_checkable
@@ -153,9 +156,11 @@ class Foreign:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the file; for module:function of its source and of the weights of the module that it returns.
+        """SHA-256 of the file, with those that an ONNX file names; for module:function of its source and of the weights
+        of the module that it returns; and of what it answers to a few dozen images of noise, on one thread of the CPU.
 
-        Other files that a program reads when it is called are not seen.
+        The answers tell of other files that it reads. Those of a program that draws at random tell nothing, and do not
+        count.
         """
         return self._digest
 
@@ -166,15 +171,30 @@ class Foreign:
 
     @cached_property
     def _digest(self) -> str:
-        if kind_of(self.word) != "module:function":
-            return checksum(Path(self.word))
-        model, state = self._found("cpu").model, hashlib.sha256(self.word.encode())
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # as many for everybody: the last bits of the answers depend on it
+        try:
+            model = self._found("cpu").model
+            written = self._source(model) if kind_of(self.word) == "module:function" else self._files()
+            return hashlib.sha256(written + _answers(self.word, model, self.shape)).hexdigest()
+        finally:
+            torch.set_num_threads(threads)
+
+    def _files(self) -> bytes:
+        """Checksums of the file and of those that it names."""
+        path = Path(self.word)
+        beside = external_files(path) if kind_of(self.word) == "ONNX" else []
+        return "".join(checksum(each) for each in (path, *beside)).encode()
+
+    def _source(self, model: Network) -> bytes:
+        """Checksum of a module's source and of the weights that its function returned."""
+        state = hashlib.sha256(self.word.encode())
         source = sys.modules[self.word.partition(":")[0]].__file__
         state.update(b"" if source is None else Path(source).read_bytes())
         for name, value in _weights(model).items():
             state.update(f"{name} {value.dtype} {list(value.shape)}".encode())
             state.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-        return state.hexdigest()
+        return state.digest()
 
     @cached_property
     def _gradients(self) -> bool:
@@ -204,6 +224,18 @@ class Foreign:
 
 def _weights(model: Any) -> dict[str, torch.Tensor]:
     return dict(model.state_dict()) if isinstance(model, nn.Module) else {}
+
+
+def _answers(word: str, model: Network, shape: tuple[int, int, int]) -> bytes:
+    """The float32 logits of images of noise as bytes; none where the same images are answered otherwise again."""
+    stream = torch.Generator().manual_seed(0)
+    batches = [torch.rand(_BATCH, *shape, generator=stream) for _ in range(_BATCHES)]
+    with failing(f"{word}: expected logits of {_BATCH} images"), torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        found = [model(batch).float().cpu().contiguous().numpy().tobytes() for batch in batches]
+        torch.manual_seed(0)
+        again = model(batches[0]).float().cpu().contiguous().numpy().tobytes()
+    return b"".join(found) if again == found[0] else b""
 
 
 def subject_of(
@@ -241,7 +273,9 @@ def logits_wanted(subject: Named, real: ImageSet, device: str) -> int:
     try:
         return logits_of(subject.open(device), images).shape[1]
     except (RuntimeError, ValueError, TypeError) as error:
-        told = str(error).strip().splitlines()[0]
+        if lacks_memory(error):
+            raise
+        told = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(
             f"{subject.title}: expected a classifier that takes {real.name}'s images {list(real.shape)}, got: {told}. "
             "Name the data that it was trained on"
