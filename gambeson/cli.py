@@ -7,19 +7,15 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from gambeson.options import MACHINE_OPTIONS, take, take_machine, take_runs
-
-if TYPE_CHECKING:
-    from gambeson.recipe import Recipe
-    from gambeson.store import Machine
+from gambeson.options import take_runs
 
 USAGE = """gambeson: robust image classifiers from guided synthetic data.
 
 usage: gambeson COMMAND [OPTIONS]
 
-  run RECIPE               make a run: a recipe by name (digits) or a recipe file (recipe.yaml of a run repeats it)
+  run RECIPE|IMAGES        make a run: a recipe by name (digits) or from a file (recipe.yaml of a run repeats it); or
+                           your own images, from which a recipe is derived
   runs                     list the runs
   show RUN                 print a run's table
   report RUN               write a run's report again and print its path
@@ -31,16 +27,13 @@ usage: gambeson COMMAND [OPTIONS]
   train-encoder RECIPE     train a classifier whose features steer guidance: robust, standard or noise-conditioned
   generate SOURCE          generate a store of images; SOURCE: a recipe, or the weights of a diffusion model
   sample-grid SOURCE       draw the first of these images as one picture
+  store WHAT STORE         verify, stats, show, merge, split, sample, import, export a set of synthetic images
+  data WHAT NAME           list, get, check, show real image sets; the only command that touches the network
   figures NAME             draw a figure of the paper with the numbers behind it: guidance (its Figures 2 to 4)
 
 `gambeson COMMAND --help` says more, `gambeson run RECIPE --help` shows every field of a recipe. RUN is a folder, a
 name, or the beginning of a name. --runs DIR says where runs live (default ./runs or $GAMBESON_RUNS).
 Exit codes: 0 done, 2 a mistake in what was asked, 3 the machine could not (disk, permission, damaged file)."""
-
-RUN_OPTIONS = f"""options of the run, besides the recipe's fields below:
-{MACHINE_OPTIONS}  --preset NAME    sampler, noise levels, guidance and encoder at once (gambeson generate --help)
-  --print-recipe   print the recipe file with the overrides applied, and do nothing
-"""
 
 
 def _one_word(argv: list[str], what: str) -> str:
@@ -49,61 +42,6 @@ def _one_word(argv: list[str], what: str) -> str:
     if len(argv) != 1 or argv[0].startswith("-"):
         raise UserError(f"expected one word, {what}, got {' '.join(argv) or 'nothing'}; see gambeson --help")
     return argv[0]
-
-
-def command_run(argv: list[str]) -> None:
-    """gambeson run RECIPE [OPTIONS]"""
-    from gambeson import files, overrides
-    from gambeson.commands import load_recipe
-    from gambeson.errors import UserError
-    from gambeson.recipes import RECIPES
-    from gambeson.recipes.presets import preset
-
-    words = list(argv)
-    if not argv or argv[0] in ("--help", "-h"):
-        lines = [f"  {name:10} {what}" for name, what in RECIPES.items()]
-        print("usage: gambeson run RECIPE [OPTIONS]\n\nrecipes:", *lines, "", RUN_OPTIONS, sep="\n")
-        return
-    word = argv.pop(0)
-    if word.startswith("-"):
-        raise UserError(f"expected the recipe first, got {word}; for example: gambeson run digits {word} ...")
-    default = load_recipe(word)
-    if "--help" in argv or "-h" in argv:
-        print(RUN_OPTIONS)
-    runs, machine, chosen = take_runs(argv), take_machine(argv), take(argv, "--preset")
-    default = default if chosen is None else preset(chosen).into(default)
-    only_print = "--print-recipe" in argv
-    recipe = overrides.parse(default, [w for w in argv if w != "--print-recipe"], prog=f"gambeson run {word}")
-    if only_print:
-        print(files.dump(recipe))
-        return
-    _run(recipe, runs, machine, "gambeson run " + " ".join(words))
-
-
-def _run(recipe: Recipe, runs: Path, machine: Machine, command: str) -> None:
-    from dataclasses import replace
-
-    from rich.console import Console
-
-    from gambeson.run import execute
-    from gambeson.screen import ProgressScreen
-
-    console = Console()
-    with ProgressScreen(console) as screen:
-        run = execute(recipe, runs, machine.workers, screen, command, replace(machine, workers=1))
-    _finish(run.folder, console)
-
-
-def _finish(folder: Path, console: object) -> None:
-    """The report and the table of a complete run."""
-    from gambeson.report import page, verdict
-    from gambeson.report.gather import gather
-    from gambeson.run import open_run
-
-    material = gather(open_run(folder))
-    path = page.write(material, folder / "report.html")
-    console.print(verdict.terminal_table(material))  # type: ignore[attr-defined]
-    print(f"report: {path.resolve()}")
 
 
 def command_runs(argv: list[str]) -> None:
@@ -169,7 +107,7 @@ def _elsewhere(module: str, function: str) -> Callable[[list[str]], None]:
 
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
-    "run": command_run,
+    "run": _elsewhere("gambeson.run_command", "run"),
     "runs": command_runs,
     "show": command_show,
     "report": command_report,
@@ -181,6 +119,8 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "export": _elsewhere("gambeson.commands", "export"),
     "generate": _elsewhere("gambeson.commands", "generate_images"),
     "sample-grid": _elsewhere("gambeson.commands", "sample_grid"),
+    "store": _elsewhere("gambeson.store_command", "store"),
+    "data": _elsewhere("gambeson.data_command", "data"),
     "figures": _elsewhere("gambeson.theory.command", "figures"),
 }
 WITHOUT_OWN_HELP = ("runs", "show", "report")

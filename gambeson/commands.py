@@ -13,7 +13,7 @@ from typing import Any, get_args
 
 import pyarrow.parquet as pq
 
-from gambeson import files, overrides
+from gambeson import overrides
 from gambeson.engine import Job, run_jobs
 from gambeson.errors import UserError, require, unknown
 from gambeson.models.classifiers import load_classifier
@@ -23,8 +23,9 @@ from gambeson.models.hub import config_of, from_pretrained
 from gambeson.models.network import ClassifierNetwork
 from gambeson.options import MACHINE_OPTIONS, take, take_machine, take_number, take_runs
 from gambeson.pipeline import Once, check_plan, diffuse, prepare_denoiser, prepare_encoder, prepare_networks
-from gambeson.recipe import Arm, EncoderKind, Recipe, class_table
-from gambeson.recipes import RECIPES, named
+from gambeson.recipe import Arm, EncoderKind, Recipe
+from gambeson.recipes import RECIPES
+from gambeson.recipes.asked import is_recipe, load_recipe
 from gambeson.recipes.presets import PRESETS, preset
 from gambeson.sampling.embedding import FittedEmbedding
 from gambeson.sampling.guidance import Contrastive
@@ -70,15 +71,10 @@ class Asked:
             return run_jobs([Job(name, work, arguments)], self.runs.resolve(), 1, screen, self.machine)[0]
 
 
-def load_recipe(word: str) -> Recipe:
-    """A recipe by name or from a .yaml file. Raises UserError listing the known ones."""
-    return files.load(Path(word), Recipe, class_table()) if word.endswith((".yaml", ".yml")) else named(word)
-
-
 def _source(word: str, weights: bool) -> Recipe | Sampling:
     """A recipe, or the weights that a word names."""
     source = ForeignDenoiser(path=word)
-    if word in RECIPES or word.endswith((".yaml", ".yml")) or not weights:
+    if is_recipe(word) or not weights:
         return load_recipe(word)
     if Path(word).exists() or source.source.is_hub:
         return Sampling(denoiser=source)

@@ -1,0 +1,111 @@
+"""`gambeson run`: a recipe by name or from a file, or one derived from images of one's own; ends with the report."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from gambeson import files, overrides
+from gambeson.data.datasets import DOORS
+from gambeson.errors import UserError, nearest
+from gambeson.options import MACHINE_OPTIONS, take, take_flag, take_machine, take_runs
+from gambeson.pipeline import check_plan
+from gambeson.recipe import Recipe
+from gambeson.recipes import RECIPES
+from gambeson.recipes.asked import OWN_OPTIONS, Asked, ask, is_images, is_recipe, load_recipe
+from gambeson.recipes.presets import PRESETS, preset
+from gambeson.run import execute
+from gambeson.store import Machine, atomic
+
+RUN = """usage: gambeson run RECIPE|IMAGES [OPTIONS]
+
+Makes a run and ends with its report. Stop it at any time; the same command goes on.
+
+RECIPE: a name, a recipe file, or a run's folder (repeats it)
+{recipes}
+
+IMAGES: a folder with a folder for each class, an .npz or .parquet file, hf:ORG/NAME, or a data set; a recipe is
+derived from them and from this machine, and its reasons are printed
+  {sets}
+"""
+RUN_OPTIONS = f"""options of the run, besides the recipe's fields (gambeson run digits --help lists them):
+{MACHINE_OPTIONS}  --preset NAME    sampler, noise levels, guidance and encoder at once: {", ".join(PRESETS)}
+  --print-recipe   print the recipe file with the overrides applied, and do nothing
+{OWN_OPTIONS}"""
+
+
+def run(argv: list[str]) -> None:
+    """gambeson run RECIPE|IMAGES [OPTIONS]"""
+    if not argv or argv[0] in ("--help", "-h"):
+        recipes = "\n".join(f"  {name:10} {what}" for name, what in RECIPES.items())
+        print(RUN.format(recipes=recipes, sets=", ".join(_sets())), RUN_OPTIONS, sep="\n")
+        return
+    words = list(argv)
+    word = words.pop(0)
+    if word.startswith("-"):
+        raise UserError(f"expected the recipe or the images first, got {word}; for example: gambeson run digits {word}")
+    if {"--help", "-h"} & set(words):
+        print(RUN_OPTIONS)
+    runs, machine, only_print = take_runs(words), take_machine(words), take_flag(words, "--print-recipe")
+    recipe, reasons = _told(word, words, machine, runs.resolve())
+    if reasons:
+        print(*(f"{'#' if only_print else '-'} {reason}" for reason in reasons), sep="\n", flush=True)
+    if only_print:
+        print(files.dump(recipe))
+        return
+    made = _make(recipe, runs, machine, "gambeson run " + " ".join(argv))
+    if reasons:
+        with atomic(made / "reasons.txt") as draft:
+            draft.write_text("\n".join(reasons) + "\n", encoding="utf-8")
+
+
+def _told(word: str, words: list[str], machine: Machine, runs: Path) -> tuple[Recipe, list[str]]:
+    """The recipe with the overrides in it; where it was derived, the reasons and how long it will take."""
+    chosen, images, reasons = take(words, "--preset"), _images(word, words, machine, runs), list[str]()
+    if images is None:
+        default = load_recipe(word)
+    else:
+        derived = images.derived()
+        default, reasons = derived.recipe, derived.reasons
+    default = default if chosen is None else preset(chosen).into(default)
+    recipe = overrides.parse(default, words, prog=f"gambeson run {word}")
+    if images is not None:
+        check_plan(recipe, recipe.arms)
+        reasons = [*reasons, *images.forecast(recipe)]
+    return recipe, reasons
+
+
+def _sets() -> list[str]:
+    """Data sets with a name that is no recipe's."""
+    return [name for name in DOORS if name not in RECIPES]
+
+
+def _images(word: str, words: list[str], machine: Machine, runs: Path) -> Asked | None:
+    """The images that a word names; None for a recipe. UserError where it names neither."""
+    if is_recipe(word):
+        return None
+    if is_images(word):
+        return ask(word, words, machine, runs)
+    known = ", ".join(nearest(word, [*RECIPES, *_sets()]))
+    raise UserError(
+        f"run: expected a recipe or a data set ({known}; nearest first), a recipe file (.yaml), a folder with a folder "
+        f"of images for each class, an .npz or .parquet file, or hf:ORG/NAME; got {word!r}, which is not there"
+    )
+
+
+def _make(recipe: Recipe, runs: Path, machine: Machine, command: str) -> Path:
+    """Makes the run, writes its report and prints its table; the run's folder."""
+    from rich.console import Console
+
+    from gambeson.report import page, verdict
+    from gambeson.report.gather import gather
+    from gambeson.screen import ProgressScreen
+
+    console = Console()
+    with ProgressScreen(console) as screen:
+        made = execute(recipe, runs, machine.workers, screen, command, replace(machine, workers=1))
+    material = gather(made)
+    path = page.write(material, made.folder / "report.html")
+    console.print(verdict.terminal_table(material))
+    print(f"report: {path.resolve()}")
+    return made.folder
