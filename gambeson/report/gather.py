@@ -27,6 +27,7 @@ from gambeson.report.material import (
     StageRecord,
     TrainingCurve,
 )
+from gambeson.robustness.evaluate import spread
 from gambeson.run import Run
 from gambeson.store import Artifact
 
@@ -63,9 +64,11 @@ def gather(run: Run) -> RunMaterial:
 
 def _attacks(recipe: Recipe) -> dict[str, str]:
     e = recipe.evaluation
+    most = e.targeted.targets
+    towards = "every other class" if most is None else f"each of the {most} most likely other classes"
     return {
         "pgd": f"{e.pgd.steps} steps, {e.pgd.restarts} restarts, margin loss",
-        "apgd": f"APGD-CE ({e.apgd.steps} steps), then targeted APGD ({e.targeted.steps} steps for every other class)",
+        "apgd": f"APGD-CE ({e.apgd.steps} steps), then targeted APGD ({e.targeted.steps} steps for {towards})",
         "curve": f"PGD with {e.curve_attack.steps} steps on {e.curve_images} test images",
     }
 
@@ -122,7 +125,8 @@ def _features(first: dict[Arm, Chapter], real: ImageSet) -> tuple[FeatureSet, ..
     if model_of is None:
         return ()
     model, space = load_classifier(model_of.file("classifier.safetensors")), "standard teacher, penultimate layer"
-    sets = [("real", real.train.images[:SHOWN], real.train.labels[:SHOWN].numpy())]
+    some = spread(len(real.train), SHOWN)  # of a set in the order of its classes, too
+    sets = [("real", real.train.images[some], real.train.labels[some].numpy())]
     for arm in (Arm.PLAIN, Arm.GUIDED):
         made = _images(first.get(arm))
         if made is not None:
