@@ -6,6 +6,7 @@ by image and robust accuracy stands beside every time. The reference runs at the
 short trial of its attacks; ours likewise. Every further row of ours takes one measure away, or changes the precision.
 
     python benchmarks/evaluation.py [--images 500] [--threads 1] [--rows reference,ours] [--data-root DIR]
+    python benchmarks/evaluation.py --threads 2 --rows reference,ours_side_by_side,ours_side_by_side_bfloat16
     python benchmarks/evaluation.py --device cuda [--skip N]       WRN-28-10 on CIFAR-10, a slice of the test images
 
 The network (48 MFLOP: WRN-10-3 at 16x16) is trained first, 8 minutes on one thread, and kept below --runs. Each row
@@ -39,6 +40,7 @@ from gambeson.data.datasets import ImageSet, Split, load
 from gambeson.errors import UserError
 from gambeson.models.classifiers import load_classifier
 from gambeson.models.wideresnet import WideResNetSpec
+from gambeson.processes import pool
 from gambeson.recipe import fill_threat
 from gambeson.robustness import views
 from gambeson.robustness.autoattack import AutoAttack
@@ -294,6 +296,28 @@ def in_bfloat16(at: Problem, batch_size: int, short: bool = False) -> Found:
     return ours(at, batch_size, short, "bfloat16")
 
 
+def side_by_side(at: Problem, batch_size: int, short: bool = False, precision: str = "float32") -> Found:
+    """Ours as `gambeson evaluate` uses a CPU: a process of one thread on each core, each with its share of the images.
+
+    CPU seconds are those of the processes together.
+    """
+    count, begun = torch.get_num_threads(), wait(at)
+    with pool(count) as workers:
+        parts = [replace(at, images=at.images[i::count], labels=at.labels[i::count]) for i in range(count)]
+        found = [f.result() for f in [workers.submit(ours, part, batch_size, short, precision) for part in parts]]
+    robust = np.zeros(len(at.labels), dtype=bool)
+    for i, one in enumerate(found):
+        robust[i::count] = one.robust
+    attacks = {name: round(sum(one.attacks[name] for one in found), 2) for name in found[0].attacks}
+    costs = (float(np.mean([getattr(one, name) for one in found])) for name in ("per_robust", "per_broken"))
+    return Found(robust, wait(at) - begun, sum(one.cpu_seconds for one in found), attacks, *costs)
+
+
+def side_by_side_in_bfloat16(at: Problem, batch_size: int, short: bool = False) -> Found:
+    """The same, searching in bfloat16."""
+    return side_by_side(at, batch_size, short, "bfloat16")
+
+
 @contextmanager
 def without_channels_last() -> Iterator[None]:
     """Images go into the network with channels outermost, as the reference gives them."""
@@ -306,6 +330,8 @@ ROWS: dict[str, Callable[..., Found]] = {
     "ours": ours,
     "ours_bfloat16": in_bfloat16,
     "ours_no_channels_last": under(without_channels_last, ours),
+    "ours_side_by_side": side_by_side,
+    "ours_side_by_side_bfloat16": side_by_side_in_bfloat16,
     "ours_no_refill": under(without_refill, ours),
     "ours_no_dropping": under(without_dropping, ours),
     "ours_neither": under(without_both, ours),
