@@ -42,7 +42,7 @@ Stop it at any time; the same command goes on.
 CLASSIFIER: a folder that `gambeson train` wrote, or a classifier.safetensors.
 
 options, besides every field (gambeson certify CLASSIFIER --data digits --help lists them):
-  --data D         digits, cifar10, cifar10-16; a folder with a folder of images for each class; an .npz file: its
+  --data D         a named set (gambeson data list), a folder with a folder of images for each class, an .npz file: its
                    x_test, or the share of its images that training holds out, or all of them with --all-images. With
                    the --data.FIELD options of its training, if there were any, so that the test images are the same
   --data-root DIR  where named image sets lie (default ./data or $GAMBESON_DATA)

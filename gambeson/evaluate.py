@@ -59,7 +59,7 @@ an .onnx file (no gradients, so black-box attacks only); with --trust a TorchScr
 (.pt2) or module:function. Logits of images in [0, 1], with the normalisation inside.
 
 options, besides every field (gambeson evaluate CLASSIFIER --data digits --help lists them):
-  --data D         digits, cifar10, cifar10-16; a folder with a folder of images for each class; an .npz file with
+  --data D         a named set (gambeson data list), a folder with a folder of images for each class, an .npz file with
                    x_test and y_test. One with images and labels alone: all of them; for a classifier of
                    `gambeson train` the share that training holds out, unless --all-images
   --data-root DIR  where named image sets lie (default ./data or $GAMBESON_DATA)
