@@ -54,7 +54,8 @@ STORE: the folder of a store, of a stage that made one (runs/stages/generate/...
       --per-file N             images in a shard (webdataset, parquet)
       --images-as K            png (default) or npy (webdataset)
 
-Existing files are never overwritten. What takes long and is stopped goes on with the same command.
+Existing files are never overwritten, but for the picture that show draws without --out. What takes long and is
+stopped goes on with the same command.
 Exit codes: 0 done, 2 a mistake in what was asked, 3 the machine could not (disk, permission, damaged file)."""
 
 
@@ -162,7 +163,9 @@ def _show(words: list[str]) -> None:
     """gambeson store show STORE [--per-row N] [--out FILE]"""
     from gambeson.synthesis import grid
 
-    per_row, out = take_number(words, "--per-row") or 10, Path(take(words, "--out") or "store.png")
+    per_row, asked = take_number(words, "--per-row") or 10, take(words, "--out")
+    require(asked is None or not Path(asked).exists(), "--out", "a picture where nothing lies yet", asked)
+    out = Path(asked or "store.png")
     source = _opened(_only(words, "show"))
     places = inspect.first_of_each_class(source, per_row, MOST_ROWS)
     rows = []

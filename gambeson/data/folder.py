@@ -105,4 +105,4 @@ def _files(folder: Path) -> list[Path]:
 def _parts(root: Path) -> dict[str, Path]:
     """The folders of train and, where they are there, validation and test."""
     found = {part: root / name for part, names in PARTS.items() for name in names if (root / name).is_dir()}
-    return found if "train" in found else {"train": root}
+    return found if "train" in found and _folders(found["train"]) else {"train": root}

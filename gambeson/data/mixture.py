@@ -13,8 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gambeson.data.chosen import Chosen
 from gambeson.data.compact import ByClass
 from gambeson.data.imageset import ImageSet, Split
+from gambeson.data.reading import SyntheticStore
 from gambeson.data.shuffle import BlockShuffle, Stretches
 from gambeson.errors import UserError, require
 from gambeson.randomness import derive, generator
@@ -226,10 +228,12 @@ class Mixture:
 
 
 def check_synthetic(source: LabelledSource, real: ImageSet) -> None:
-    """UserError where synthetic images cannot stand beside the real ones: other size or channels, labels outside.
+    """UserError where synthetic images cannot stand beside the real ones: other size or channels, labels outside, or
+    classes of other names.
 
     Reads every label and no image.
     """
+    _check_names(source, real)
     channels, height, width = real.shape
     if source.shape != (height, width, channels):
         raise UserError(
@@ -251,6 +255,23 @@ def check_synthetic(source: LabelledSource, real: ImageSet) -> None:
             f"synthetic labels: expected 0 to {classes - 1} for the {classes} classes of {real.name}, got up to "
             f"{high}; the set was made for more classes: take the one made for these, or the real set it was made for"
         )
+
+
+def _check_names(source: LabelledSource, real: ImageSet) -> None:
+    """UserError where both sets name their classes, and differently; numbers in order name nothing."""
+    store = source.store if isinstance(source, Chosen) else source
+    told = tuple(store.provenance.get("class_names") or ()) if isinstance(store, SyntheticStore) else ()
+    plain = tuple(map(str, range(max(len(told), len(real.class_names)))))
+    unnamed = told == plain[: len(told)]
+    if unnamed or told == real.class_names[: len(told)]:
+        return
+    if real.class_names == plain[: len(real.class_names)] and not set(told) & set(plain):
+        return
+    raise UserError(
+        f"synthetic images: expected the classes of {real.name} in order, {', '.join(real.class_names[:12])}, got "
+        f"{', '.join(told[:12])}: labels would mean other classes. Take the set made for these, or rename its class "
+        "folders so that they sort like these and import it again"
+    )
 
 
 def from_uint8(pixels: np.ndarray) -> Images:

@@ -136,6 +136,7 @@ def _read(path: Path, images: tuple[str, ...], labels: tuple[str, ...]) -> Split
     """One part of an archive."""
     arrays = read_arrays(path, {"images": images, "labels": labels})
     pixels, classes = unrolled(arrays["images"], arrays["labels"])
+    require(len(classes) > 0, f"{path}: images", "at least one", 0)
     classes = classes[:, 0] if classes.ndim == 2 and classes.shape[1] == 1 else classes
     if classes.dtype.kind not in "iu" or classes.ndim != 1 or len(classes) != len(pixels) or not len(classes):
         raise UserError(

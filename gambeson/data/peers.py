@@ -123,7 +123,7 @@ class FilesSource:
                 return hashlib.sha256(f"{checksum(path)} {checksum(port.labels_beside(path))}".encode()).hexdigest()
             if not path.is_dir():
                 return checksum(path)
-            return _digest(path, _files(path, kind))
+            return _digest(path, _files(path, kind), folder.class_names(path) if kind == "folder" else ())
 
 
 def _files(path: Path, kind: str) -> Iterable[Path]:
@@ -135,8 +135,9 @@ def _files(path: Path, kind: str) -> Iterable[Path]:
     return (p for root in folder.class_folders(path) for p in sorted(root.rglob("*")) if p.is_file())
 
 
-def _digest(root: Path, files: Iterable[Path]) -> str:
-    state = hashlib.sha256()
+def _digest(root: Path, files: Iterable[Path], classes: tuple[str, ...]) -> str:
+    """Of all files; of class folders also of the classes in their order, which say what the labels are."""
+    state = hashlib.sha256(repr(classes).encode() if classes else b"")
     for file in files:
         state.update(f"{file.relative_to(root)} {checksum(file)}\n".encode())
     return state.hexdigest()

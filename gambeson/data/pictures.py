@@ -52,6 +52,18 @@ class BadPicture(Exception):
     """Why one picture cannot be read as it is."""
 
 
+def unlike(picture: Image.Image) -> str | None:
+    """What keeps an opened picture from being 8-bit grey or RGB without transparency; None for one that is.
+
+    Pillow's mode alone does not tell: colour of 16 bits is RGB to it, cut to 8 when it is read.
+    """
+    if picture.mode not in MODES:
+        return REASONS.get(picture.mode, "16 bits")
+    if any(";16" in str(part) for tile in getattr(picture, "tile", ()) for part in tile):
+        return "16 bits"
+    return "transparency" if "transparency" in picture.info else None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Rule:
     """How pictures become images of one size."""
@@ -72,8 +84,8 @@ class Rule:
             if isinstance(source, np.ndarray):
                 return self._fitted(Image.fromarray(source[..., 0] if source.shape[2:] == (1,) else source))
             with Image.open(source if isinstance(source, Path) else io.BytesIO(source)) as picture:
-                if picture.mode not in MODES:
-                    raise BadPicture(f"mode {picture.mode}: {REASONS.get(picture.mode, '16 bits')}")
+                if (fault := unlike(picture)) is not None:
+                    raise BadPicture(f"mode {picture.mode}: {fault}")
                 return self._fitted(ImageOps.exif_transpose(picture))
         except DAMAGE as error:
             raise BadPicture(_reason(error, source)) from error

@@ -52,6 +52,11 @@ class SyntheticStore:
                 f"{header}: expected store format {FORMAT}, got {found.get('format')!r}; "
                 "it was written by another version of gambeson: generate it again or use that version"
             )
+        if not {"rows", "shape", "provenance"} <= set(found):
+            raise EnvironmentFault(
+                f"{header}: expected rows, shape and provenance, got {', '.join(found)}; it is damaged: copy or make "
+                "the store again"
+            )
         store = SyntheticStore(root, tuple(found["rows"]), tuple(found["shape"]), found["provenance"])
         for shard in range(len(store.rows)):
             store._look_at(shard)

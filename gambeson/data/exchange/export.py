@@ -46,6 +46,13 @@ def _file(out: Outgoing, form: str, path: Path) -> None:
     """A single file; its JSON comes first, which is nothing without it."""
     ending, write = FILES[form]
     require(path.suffix == ending, "--out", f"a file that ends with {ending}, for the format {form}", str(path))
+    beside = about_file(path)
     free(path)
-    write_json(about_file(path), out.about)
-    write(out, path)
+    free(beside)
+    try:
+        write_json(beside, out.about)
+        write(out, path)
+    except BaseException:
+        if not path.exists():
+            beside.unlink(missing_ok=True)
+        raise

@@ -58,9 +58,18 @@ def _picture(path: Path, label: int) -> Picture:
 
 
 def class_folders(path: Path) -> list[Path]:
-    """The folders of the classes, in the order of their names: below `train` where there is one."""
-    root = path / "train" if (path / "train").is_dir() else path
-    return sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith((".", "__MACOSX")))
+    """The folders of the classes, in the order of their names: below `train` where that has folders of its own."""
+    return _folders(path / "train") or _folders(path)
+
+
+def _folders(root: Path) -> list[Path]:
+    there = root.iterdir() if root.is_dir() else ()
+    return sorted(p for p in there if p.is_dir() and not p.name.startswith((".", "__MACOSX")))
+
+
+def class_names(path: Path) -> tuple[str, ...]:
+    """The names of the classes in the order of the labels. UserError as `read`."""
+    return _classes(path)[1]
 
 
 def is_folder(path: Path) -> bool:
@@ -70,7 +79,7 @@ def is_folder(path: Path) -> bool:
 
 def read(path: Path) -> FolderImages:
     """The set in class folders, of which the names are read and the first picture. UserError where there is none."""
-    folders = class_folders(path)
+    folders, names = _classes(path)
     files = tuple(_files(folder) for folder in folders)
     places = [(names[0], label) for label, names in enumerate(files) if names]
     if not places:
@@ -78,9 +87,24 @@ def read(path: Path) -> FolderImages:
     name, label = min(places)
     height, width, channels = decoded(_picture(folders[label] / name, label)).shape
     part = "" if folders[0].parent == path else "the images below train/ alone"
-    told = About.beside(path).class_names
-    names = told if len(told) == len(folders) else tuple(folder.name for folder in folders)
     return FolderImages(tuple(folders), names, files, (height, width, channels), part)
+
+
+def _classes(path: Path) -> tuple[list[Path], tuple[str, ...]]:
+    """A folder for each class in the order of the labels, and the classes' names.
+
+    Where gambeson.json names the classes, folders belong to them by name, and one that is gone was empty. UserError for
+    a folder that is none of them.
+    """
+    there, told = class_folders(path), About.beside(path).class_names
+    if not told:
+        return there, tuple(folder.name for folder in there)
+    wanted = folder_names(told)
+    strange = [folder.name for folder in there if folder.name not in wanted]
+    known = f"the class folders that gambeson.json was written with, {', '.join(wanted[:10])}"
+    require(not strange, f"{path}", f"{known}; remove that file if they were renamed on purpose", strange[:10])
+    root = there[0].parent if there else path
+    return [root / name for name in wanted], told
 
 
 def _files(folder: Path) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 
 from gambeson.data.exchange.columns import head
 from gambeson.data.exchange.incoming import Shape, block_size
-from gambeson.data.pictures import DAMAGE, MODES, REASONS
+from gambeson.data.pictures import DAMAGE, unlike
 from gambeson.errors import UserError
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".gif")
@@ -65,8 +65,7 @@ def decoded(picture: Picture, wanted: Shape | None = None) -> np.ndarray:
 
 def _from_picture(picture: Picture, wanted: Shape | None) -> np.ndarray:
     with Image.open(io.BytesIO(picture.data)) as opened:
-        if opened.mode not in MODES:
-            why = REASONS.get(opened.mode, "16 bits")
+        if (why := unlike(opened)) is not None:
             raise UserError(
                 f"{picture.name}: expected 8 bits, grey or RGB, got {why} (Pillow's mode {opened.mode}); convert the "
                 "pictures first"
