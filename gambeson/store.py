@@ -12,6 +12,7 @@ import json
 import os
 import platform
 import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -80,9 +81,10 @@ def read_json(path: Path) -> Any:
 def atomic(path: Path) -> Iterator[Path]:
     """Yields a temporary path beside `path`; on success it is flushed to disk and renamed, on failure removed.
 
-    Raises EnvironmentFault, naming the file, when the disk is full or the folder cannot be written.
+    No two processes share it, on this machine or on any other: process ids alone repeat among containers and machines
+    that share a folder. Raises EnvironmentFault, naming the file, when the disk is full or nothing may be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary

@@ -173,7 +173,7 @@ def test_killed_writers_lose_the_block_they_were_at(seed: int, straight: dict[st
     assert {k: v for k, v in contents(root).items() if not k.endswith(".part")} == straight
 
 
-STEPS = ["os.ftruncate", "os.fsync", "write_table", "os.replace", "publish_json", "unlink"]
+STEPS = ["os.ftruncate", "os.fsync", "write_table", "os.replace", "write_json", "unlink"]
 
 
 def at(monkeypatch: pytest.MonkeyPatch, step: str, turn: int, act: Callable[[], None]) -> list[str]:
@@ -181,7 +181,7 @@ def at(monkeypatch: pytest.MonkeyPatch, step: str, turn: int, act: Callable[[], 
     done: list[str] = []
     owner, name = {
         "write_table": (writing.pq, "write_table"),
-        "publish_json": (writing, "publish_json"),
+        "write_json": (writing, "write_json"),
         "unlink": (Path, "unlink"),
     }.get(step, (writing.os, step.removeprefix("os.")))
     true = getattr(owner, name)

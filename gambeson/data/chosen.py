@@ -15,8 +15,9 @@ import pyarrow.parquet as pq
 
 from gambeson.data.compact import compact, open_column, write_column
 from gambeson.data.reading import SyntheticStore
-from gambeson.data.shards import batches_of, published
+from gambeson.data.shards import batches_of
 from gambeson.errors import UserError, require
+from gambeson.store import atomic
 
 ROWS = 1 << 20
 """Rows of a selection that are in memory at once."""
@@ -51,7 +52,7 @@ class Chosen:
         """The same from positions and labels that come a part at a time. UserError where there is not one image."""
         schema = pa.schema({"position": pa.int64(), "label": pa.int64()}.items(), metadata=_points_to(path, store))
         count = 0
-        with published(path) as temporary:
+        with atomic(path) as temporary:
             with pq.ParquetWriter(temporary, schema) as writer:
                 for positions, labels in parts:
                     columns = {"position": positions.astype(np.int64), "label": labels.astype(np.int64)}
@@ -140,7 +141,7 @@ def _write_columns(path: Path) -> None:
     """The columns of a selection as .npy, in place of those of an earlier one."""
     for name in ("position", "label"):
         target = _column_file(path, name)
-        with pq.ParquetFile(path) as file, published(target) as temporary:
+        with pq.ParquetFile(path) as file, atomic(target) as temporary:
             write_column(temporary, lambda file=file, name=name: _pieces(file, name))
         for old in path.parent.glob(f"{path.stem}.{'[0-9a-f]' * 12}.{name}.npy"):
             if old != target:

@@ -17,9 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gambeson.data.reading import SyntheticStore
-from gambeson.data.shards import publish_json, published
 from gambeson.errors import EnvironmentFault, UserError, require, unknown
-from gambeson.store import read_json
+from gambeson.store import atomic, read_json, write_json
 
 Against = Literal["train", "test"]
 """The part of the real images that a scorer compared with; None: with none."""
@@ -65,7 +64,7 @@ class ScoreWriter:
         self._declare()
         places = self.store.facts_of(shard).select(_PLACE)
         table = pa.table({name: places[name] for name in _PLACE} | {n: as_arrow(c) for n, c in columns.items()})
-        with published(_folder(self.store, self.digest) / f"{shard:05d}.parquet") as temporary:
+        with atomic(_folder(self.store, self.digest) / f"{shard:05d}.parquet") as temporary:
             pq.write_table(table, temporary)
 
     def _declare(self) -> None:
@@ -73,7 +72,7 @@ class ScoreWriter:
         path = _folder(self.store, self.digest) / "meta.json"
         said = {"scorer": dict(self.scorer), "against": self.against, "store": self.store.digest}
         if not path.is_file():
-            publish_json(path, said)
+            write_json(path, said)
         found = read_json(path)
         require(found == said, f"{path}", f"scores of {said}; another scorer needs another digest", found)
 

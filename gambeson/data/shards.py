@@ -1,15 +1,11 @@
-"""Files of a store that several processes write: a shard's head, whole files under names of their own, labels.npy."""
+"""Files of a store that several processes write: a shard's head, its labels, labels.npy."""
 
 from __future__ import annotations
 
 import contextlib
 import io
-import json
-import os
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +13,7 @@ import pyarrow.parquet as pq
 
 from gambeson.data.compact import write_column
 from gambeson.errors import EnvironmentFault
+from gambeson.store import atomic
 
 FORMAT = 1
 """What store.json says of the layout."""
@@ -45,30 +42,6 @@ def disk(path: Path) -> Iterator[None]:
         ) from error
 
 
-@contextlib.contextmanager
-def published(path: Path) -> Iterator[Path]:
-    """As `store.atomic`, under a temporary name that no process shares, on this machine or on any other.
-
-    Process ids are not enough for that: containers and machines that share a folder repeat them.
-    """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.{os.getpid()}.part")
-    with disk(path):
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            yield temporary
-            with open(temporary, "rb+") as handle:
-                os.fsync(handle.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-
-
-def publish_json(path: Path, value: Any) -> None:
-    """Writes JSON as `store.write_json` does, under such a name."""
-    with published(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-
-
 def shard_labels(root: Path, shard: int) -> np.ndarray:
     """[rows]: the labels of a shard. EnvironmentFault, naming it, for a damaged Parquet file."""
     path = root / "shards" / f"{shard:05d}.parquet"
@@ -80,7 +53,7 @@ def shard_labels(root: Path, shard: int) -> np.ndarray:
 
 def write_labels(root: Path, shards: int) -> None:
     """labels.npy: the label of every image in the smallest type, a shard at a time in memory; for a memory map."""
-    with published(root / "labels.npy") as temporary:
+    with atomic(root / "labels.npy") as temporary:
         write_column(temporary, lambda: (shard_labels(root, shard) for shard in range(shards)))
 
 

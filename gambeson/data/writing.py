@@ -23,9 +23,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from gambeson.data.shards import FORMAT, disk, head_of, publish_json, published, write_labels
+from gambeson.data.shards import FORMAT, disk, head_of, write_labels
 from gambeson.errors import EnvironmentFault, UserError, require
-from gambeson.store import checksum, read_json
+from gambeson.store import atomic, checksum, read_json, write_json
 
 PIECE = 1 << 22
 """Bytes of a shard that are in memory at once while it is checked."""
@@ -79,7 +79,7 @@ class Marker:
         arrays = {f"fact_{name}": column for name, column in self.facts.items()}
         carried = {} if self.images is None else {"images": self.images}
         own = {"shape": np.array(self.shape), "labels": self.labels, "crc": np.array(self.crc)}
-        with published(path) as temporary, open(temporary, "wb") as handle:
+        with atomic(path) as temporary, open(temporary, "wb") as handle:
             np.savez(handle, **own, **arrays, **carried)  # type: ignore[arg-type]
 
 
@@ -147,7 +147,7 @@ class StoreWriter:
         rows = [record["rows"] for record in records]
         write_labels(self.root, len(rows))
         header = {"format": FORMAT, "rows": rows, "shape": records[0]["shape"]}
-        publish_json(self.root / "store.json", {**header, "provenance": provenance})
+        write_json(self.root / "store.json", {**header, "provenance": provenance})
         self._tidy()
 
     def complete(self, shard: int) -> bool:
@@ -260,7 +260,7 @@ class StoreWriter:
         pq.write_table(table, bare)
         content = hashlib.sha256(bare.getvalue()).hexdigest()
         noted = None if self.origin is None else {PROVENANCE: json.dumps(dict(self.origin), sort_keys=True).encode()}
-        with published(parquet) as temporary:
+        with atomic(parquet) as temporary:
             pq.write_table(table.replace_schema_metadata(noted), temporary)
         final = self._shard_file(shard, "npy")
         with disk(final), contextlib.suppress(FileNotFoundError):  # another was faster
@@ -269,7 +269,7 @@ class StoreWriter:
         record = {"rows": table.num_rows, "shape": list(next(iter(markers.values())).shape[1:])}
         sums = {"npy": digest, "parquet": checksum(parquet)}
         without = {} if self.origin is None else {"content": {"npy": digest, "parquet": content}}
-        publish_json(self._shard_file(shard, "json"), {**record, "sha256": sums, **without})
+        write_json(self._shard_file(shard, "json"), {**record, "sha256": sums, **without})
         for block in markers:
             self._marker(block).unlink(missing_ok=True)
 
