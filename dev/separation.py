@@ -22,7 +22,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from scipy import linalg
 
 from gambeson.canonical import digest
 from gambeson.data.augment import PadCrop
@@ -31,6 +30,8 @@ from gambeson.models.classifiers import load_classifier, load_encoder
 from gambeson.models.denoiser import load_denoiser
 from gambeson.models.resnet import ResNetSpec
 from gambeson.models.unet import UNetSpec
+from gambeson.quality.frechet import frechet
+from gambeson.quality.separation import centroid_hits, scatter
 from gambeson.recipes.presets import PRESETS, preset
 from gambeson.robustness.losses import TRADES, Plain
 from gambeson.sampling import (
@@ -138,28 +139,6 @@ def variant(word: str) -> Variant:
     return VARIANTS[word] if word in VARIANTS else eval(word)
 
 
-def scatter(features: torch.Tensor, labels: torch.Tensor) -> tuple[float, float, float]:
-    """(between, within, accuracy): traces of the scatters per dimension sum, nearest centroid across halves."""
-    z = features.double()
-    centres = torch.stack([z[labels == k].mean(0) for k in range(10)])
-    within = (z - centres[labels]).square().sum(1).mean().item()
-    between = (centres - z.mean(0)).square().sum(1).mean().item()
-    half = torch.arange(len(z)) // 10 % 2
-    right = []
-    for part in (0, 1):
-        other, own = half != part, half == part
-        theirs = torch.stack([z[other & (labels == k)].mean(0) for k in range(10)])
-        right.append(torch.cdist(z[own], theirs).argmin(1) == labels[own])
-    return between, within, torch.cat(right).float().mean().item()
-
-
-def frechet(a: torch.Tensor, b: torch.Tensor) -> float:
-    """Frechet distance of two Gaussians fitted to features [N, D], [M, D] (Heusel et al. 2017), the judge's."""
-    (m1, c1), (m2, c2) = ((z.double().mean(0), torch.cov(z.double().T)) for z in (a, b))
-    root = linalg.sqrtm((c1 @ c2).numpy()).real.trace()
-    return ((m1 - m2).square().sum() + c1.trace() + c2.trace()).item() - 2 * float(root)
-
-
 def judge_side(folder: Path) -> int:
     """Side of the images that the models were trained on."""
     return load_denoiser(folder / "denoiser.safetensors").shape[1]
@@ -217,9 +196,10 @@ def measure(folder: Path, word: str, count: int, block: int, seed: int, device: 
         result[f"{name}_seconds"] = round(time.perf_counter() - start, 1)
         with torch.no_grad():
             z, agreed = judge.features(images), (judge(images).argmax(1) == labels).float().mean().item()
-        between, within, accuracy = scatter(z, labels)
+        apart, half = scatter(z, labels), torch.arange(len(z)) // 10 % 2
+        accuracy = centroid_hits(z, labels, half).float().mean().item()
         kept[name] = images
-        result[name] = {"ratio": between / within, "centroid": accuracy, "agreement": agreed, "within": within}
+        result[name] = {"ratio": apart.ratio, "centroid": accuracy, "agreement": agreed, "within": apart.within}
         result[name]["frechet_to_held_out"] = frechet(z, held_out(folder))
         if one.guidance is None and spec.guidance is None:
             break

@@ -27,6 +27,8 @@ usage: gambeson COMMAND [OPTIONS]
   train-encoder RECIPE     train a classifier whose features steer guidance: robust, standard or noise-conditioned
   generate SOURCE          generate a store of images; SOURCE: a recipe, or the weights of a diffusion model
   sample-grid SOURCE       draw the first of these images as one picture
+  label STORE              label synthetic images by classifiers: any, several, softly; say where they disagree
+  select STORE             keep the best images of each class, by any selector
   store WHAT STORE         verify, stats, show, merge, split, sample, import, export a set of synthetic images
   data WHAT NAME           list, get, check, show real image sets; the only command that touches the network
   figures NAME             draw a figure of the paper with the numbers behind it: guidance (its Figures 2 to 4)
@@ -119,6 +121,8 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "export": _elsewhere("gambeson.commands", "export"),
     "generate": _elsewhere("gambeson.commands", "generate_images"),
     "sample-grid": _elsewhere("gambeson.commands", "sample_grid"),
+    "label": _elsewhere("gambeson.label_command", "label"),
+    "select": _elsewhere("gambeson.select_command", "select"),
     "store": _elsewhere("gambeson.store_command", "store"),
     "data": _elsewhere("gambeson.data_command", "data"),
     "figures": _elsewhere("gambeson.theory.command", "figures"),

@@ -49,14 +49,31 @@ def tell(recipe: Recipe, arm: Arm, seed: int, once: Once) -> Chapter:
             told["synthetic"] = once(gaussian_control, recipe.control, real, seed=seed)
         else:
             told |= diffuse(recipe, arm, seed, once)
-        told["labelled"] = once(label, recipe.labeling, told["synthetic"], told["teacher"])
-        chosen = told["chosen"] = once(select, recipe.selection, told["synthetic"], told["labelled"])
+        told["labelled"] = label_images(recipe, told, once)
+        chosen = told["chosen"] = select_images(recipe, told, seed, once)
     told["student"] = once(train_classifier, recipe.student, real, chosen, seed=seed)
     told["rows"] = once(evaluate, recipe.evaluation, told["student"], real, seed=seed)
     if recipe.assessment is not None:
         student = Ours(str(told["student"].file("classifier.safetensors")))
         told["autoattack"] = once(assess, recipe.assessment, student, real, seed=seed)
     return Chapter(arm, seed, told)
+
+
+def label_images(recipe: Recipe, told: dict[str, Artifact], once: Once) -> Artifact:
+    """Labels of the synthetic images, by their condition or by the teacher and whoever is asked besides."""
+    others = recipe.labeling.others(recipe.data.load().shape)
+    return once(label, recipe.labeling.reading, told["synthetic"], told["teacher"], *others)
+
+
+def select_images(recipe: Recipe, told: dict[str, Artifact], seed: int, once: Once) -> Artifact:
+    """The images that are kept; the selection is given what its score needs, and nothing else."""
+    given = {
+        "teacher": lambda: told["teacher"],
+        "encoder": lambda: prepare_encoder(recipe, "robust", seed, once),
+        "real": recipe.data.load,
+    }
+    spec = recipe.with_threat_everywhere().selection
+    return once(select, spec, told["synthetic"], told["labelled"], *(given[name]() for name in spec.needs))
 
 
 def check_plan(recipe: Recipe, arms: Collection[Arm]) -> None:

@@ -81,6 +81,11 @@ class Recipe:
                 f"recipe: expected at least 1 seed and one or more different arms, got seeds={self.seeds}, "
                 f"arms={[a.value for a in self.arms]}"
             )
+        if self.labeling.soft is not None and not self.student.takes_soft_labels:
+            raise UserError(
+                "labeling.soft: expected a student's loss that takes soft labels (TRADES, PGDAdversarial, SCORE), got "
+                "MART, whose margin needs one class for each image; or leave labeling.soft out"
+            )
         self._check_guidance()
 
     def _check_guidance(self) -> None:

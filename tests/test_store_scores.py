@@ -191,7 +191,7 @@ def test_labels_are_the_teachers_and_lie_as_float32(store: SyntheticStore, teach
     assert np.array_equal(as_numpy(table["logits"]), logits.numpy())
     assert table["label"].to_pylist() == logits.argmax(1).tolist()
     assert table["condition"].to_pylist() == [*range(10)] * 7
-    assert sorted(p.name for p in (tmp_path / "l").iterdir()) == ["labels.parquet"]
+    assert sorted(p.name for p in (tmp_path / "l").iterdir()) == ["labels.json", "labels.parquet"]
 
 
 def test_labelling_goes_on_where_it_broke_with_the_same_batches(
@@ -254,12 +254,12 @@ def test_a_selection_is_that_of_all_logits_at_once(
 @pytest.mark.parametrize("score", [Confidence(), Entropy()])
 def test_labels_that_the_teacher_does_not_know_are_refused(score, store: SyntheticStore, tmp_path: Path) -> None:
     columns = {
-        "label": np.full(70, -1),
-        "condition": np.full(70, -1),
+        "label": np.full(70, 10),
+        "condition": np.arange(70) % 10,
         "logits": as_arrow(np.zeros((70, 10), np.float32)),
     }
     (tmp_path / "l").mkdir()
     pq.write_table(pa.table(columns), tmp_path / "l/labels.parquet")
-    with pytest.raises(UserError, match=r"labels\.parquet: expected labels from 0 to 9, got '-1 to -1'"):
+    with pytest.raises(UserError, match=r"labels\.parquet: expected labels from -1 \(left out\) to 9, got '10 to 10'"):
         chosen(tmp_path / "s", store, tmp_path / "l/labels.parquet", Selection(score=score))
     assert not list((tmp_path / "s").iterdir())

@@ -1,4 +1,4 @@
-"""A selection from a store: positions and labels, mapped into memory, and never a copy of the images."""
+"""A selection from a store: positions, labels, perhaps soft labels, mapped into memory; never a copy of the images."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +16,7 @@ import pyarrow.parquet as pq
 
 from gambeson.data.compact import compact, open_column, write_column
 from gambeson.data.reading import SyntheticStore
+from gambeson.data.scores import as_arrow, as_numpy
 from gambeson.data.shards import batches_of
 from gambeson.errors import UserError, require
 from gambeson.store import atomic
@@ -23,23 +25,35 @@ ROWS = 1 << 20
 """Rows of a selection that are in memory at once."""
 GAP = 8
 """Images between two chosen ones up to which reading on is cheaper than going there."""
+SOFT = "probabilities"
+"""The column of soft labels, where a selection has one."""
+_OFF = 1e-2
+"""How far from 1 a row of probabilities may add up to: more than rounding to float16 ever moves it."""
+
+Part = tuple[np.ndarray, np.ndarray] | tuple[np.ndarray, np.ndarray, np.ndarray]
+"""Positions [n], labels [n] and, in a selection with soft labels, probabilities [n, K]."""
 
 
 @dataclass(frozen=True)
 class Chosen:
     """A selection from a store: positions and labels, never a copy of the images.
 
-    Beside its Parquet lie both columns as .npy, which are memory-mapped; without them the Parquet is read.
+    soft: float16 [N, K], the probabilities that are trained on in place of the labels; None: there are none. The labels
+    still say what class an image counts for. Beside its Parquet lie all columns as .npy, which are memory-mapped;
+    without them the Parquet is read.
     """
 
     store: SyntheticStore
     positions: np.ndarray
     compact_labels: np.ndarray
+    soft: np.ndarray | None = None
 
     @staticmethod
-    def write(path: Path, store: SyntheticStore, positions: np.ndarray, labels: np.ndarray) -> None:
-        """Writes positions and labels as Parquet; the store's place is kept relative to the file."""
-        Chosen.write_parts(path, store, [(positions, labels)])
+    def write(
+        path: Path, store: SyntheticStore, positions: np.ndarray, labels: np.ndarray, soft: np.ndarray | None = None
+    ) -> None:
+        """Writes positions, labels and soft labels as Parquet; the store's place is kept relative to the file."""
+        Chosen.write_parts(path, store, [(positions, labels) if soft is None else (positions, labels, soft)])
 
     @staticmethod
     def write_all(path: Path, store: SyntheticStore) -> None:
@@ -48,16 +62,24 @@ class Chosen:
         Chosen.write_parts(path, store, ((np.arange(a, b), store.compact_labels[a:b]) for a, b in pieces))
 
     @staticmethod
-    def write_parts(path: Path, store: SyntheticStore, parts: Iterable[tuple[np.ndarray, np.ndarray]]) -> None:
-        """The same from positions and labels that come a part at a time. UserError where there is not one image."""
-        schema = pa.schema({"position": pa.int64(), "label": pa.int64()}.items(), metadata=_points_to(path, store))
+    def write_parts(path: Path, store: SyntheticStore, parts: Iterable[Part]) -> None:
+        """The same from parts, of which the first says whether there are soft labels.
+
+        UserError where there is not one image, and for rows that are no probabilities.
+        """
         count = 0
         with atomic(path) as temporary:
-            with pq.ParquetWriter(temporary, schema) as writer:
-                for positions, labels in parts:
-                    columns = {"position": positions.astype(np.int64), "label": labels.astype(np.int64)}
-                    writer.write_table(pa.table(columns, schema=schema))
-                    count += len(positions)
+            writer: pq.ParquetWriter | None = None
+            try:
+                for table in map(_table, parts):
+                    noted = table.replace_schema_metadata(_points_to(path, store))
+                    writer = writer or pq.ParquetWriter(temporary, noted.schema)
+                    require(noted.schema == writer.schema, "selection", f"parts like the first, {writer.schema}", noted)
+                    writer.write_table(noted)
+                    count += len(noted)
+            finally:
+                if writer is not None:
+                    writer.close()
             require(count > 0, "selection", "at least one image; lower the bar, or label the images", "none")
         _write_columns(path)
 
@@ -68,22 +90,23 @@ class Chosen:
             with pq.ParquetFile(path) as file:
                 place = (file.schema_arrow.metadata or {})[b"store"].decode()
                 columns = [_column(file, path, name) for name in ("position", "label")]
+                soft = _rows(file, path) if SOFT in file.schema_arrow.names else None
         except (pa.ArrowInvalid, KeyError) as error:
             raise UserError(
                 f"{path}: expected a selection from a store (chosen.parquet), got something else ({error}); give the "
                 "folder of the store, or that of a selection"
             ) from error
         store = SyntheticStore.open((path.parent / place).resolve()).check()
-        return Chosen(store, *columns)
+        return Chosen(store, columns[0], columns[1], soft)
 
     def __len__(self) -> int:
         return len(self.positions)
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 over positions, labels and the store's own: what makes two selections the same input of a stage."""
+        """SHA-256 over all columns and the store's own: what makes two selections the same input of a stage."""
         state = hashlib.sha256(self.store.digest.encode())
-        for column in (self.positions, self.compact_labels):
+        for column in (self.positions, self.compact_labels, *(() if self.soft is None else (self.soft,))):
             state.update(f"{column.dtype}{column.shape}".encode())
             for start in range(0, len(column), ROWS):
                 state.update(np.ascontiguousarray(column[start : start + ROWS]).data)
@@ -103,6 +126,25 @@ class Chosen:
         """Images uint8 [n, H, W, C] and the selection's labels int64 [n]."""
         return self.store.read(self.positions[indices])[0], self.compact_labels[indices].astype(np.int64)
 
+    def soft_rows(self, indices: np.ndarray) -> np.ndarray:
+        """[n, K] float32: the probabilities of these images, which add up to 1. UserError without soft labels."""
+        if self.soft is None:
+            raise UserError("selection: expected one with soft labels (gambeson label --soft), got one without")
+        rows = self.soft[indices].astype(np.float32)
+        return rows / rows.sum(1, keepdims=True)
+
+    def some(self, indices: np.ndarray) -> Chosen:
+        """The selection of some of its images, with the labels that they have here."""
+        soft = None if self.soft is None else self.soft[indices]
+        return Chosen(self.store, self.positions[indices], self.compact_labels[indices], soft)
+
+    def parts(self) -> Iterator[Part]:
+        """Its columns for `write_parts`, some rows at a time."""
+        for start in range(0, len(self), ROWS):
+            piece = slice(start, start + ROWS)
+            both = (self.positions[piece], self.compact_labels[piece])
+            yield both if self.soft is None else (*both, self.soft[piece])
+
     def stretch(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         """Images and the selection's labels from `start` to before `stop`; read as `SyntheticStore.stretch` does.
 
@@ -116,6 +158,20 @@ class Chosen:
             first, last = positions[group[0]], positions[group[-1]]
             images[group] = self.store.stretch(int(first), int(last) + 1)[0][positions[group] - first]
         return images, self.compact_labels[start:stop].astype(np.int64)
+
+
+def _table(part: Part) -> pa.Table:
+    """A part as a table. UserError for soft labels that are no probabilities."""
+    columns: dict[str, Any] = {name: part[i].astype(np.int64) for i, name in enumerate(("position", "label"))}
+    if len(part) == 3:
+        rows = part[2].astype(np.float16)
+        sums = rows.sum(1, dtype=np.float64)  # not a number where a row has one
+        right = (
+            rows.ndim == 2 and len(rows) == len(part[0]) and bool(((rows >= 0).all(1) & (abs(sums - 1) < _OFF)).all())
+        )
+        require(right, "soft labels", "a row of probabilities for each image, which add up to 1", rows[:1].tolist())
+        columns[SOFT] = as_arrow(rows)
+    return pa.table(columns)
 
 
 def _points_to(path: Path, store: SyntheticStore) -> dict[str, str]:
@@ -139,13 +195,43 @@ def _column_file(path: Path, name: str) -> Path:
 
 def _write_columns(path: Path) -> None:
     """The columns of a selection as .npy, in place of those of an earlier one."""
-    for name in ("position", "label"):
-        target = _column_file(path, name)
-        with pq.ParquetFile(path) as file, atomic(target) as temporary:
-            write_column(temporary, lambda file=file, name=name: _pieces(file, name))
-        for old in path.parent.glob(f"{path.stem}.{'[0-9a-f]' * 12}.{name}.npy"):
-            if old != target:
-                old.unlink(missing_ok=True)
+    with pq.ParquetFile(path) as file:
+        targets = {name: _column_file(path, name) for name in file.schema_arrow.names}
+        for name, target in targets.items():
+            with atomic(target) as temporary:
+                if name == SOFT:
+                    _write_rows(temporary, file)
+                else:
+                    write_column(temporary, lambda name=name: _pieces(file, name))
+    for old in path.parent.glob(f"{path.stem}.{'[0-9a-f]' * 12}.*.npy"):
+        if old not in targets.values():
+            old.unlink(missing_ok=True)
+
+
+def _write_rows(path: Path, file: pq.ParquetFile) -> None:
+    """The soft labels as .npy, some rows at a time."""
+    shape = (file.metadata.num_rows, file.schema_arrow.field(SOFT).type.list_size)
+    with open(path, "wb") as handle:
+        head = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.float16)), "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(handle, head)
+        for rows in _soft_pieces(file):
+            handle.write(np.ascontiguousarray(rows).data)
+
+
+def _soft_pieces(file: pq.ParquetFile) -> Iterator[np.ndarray]:
+    for batch in batches_of(file, ROWS // 16, [SOFT]):
+        yield as_numpy(batch.column(0))
+
+
+def _rows(file: pq.ParquetFile, path: Path) -> np.ndarray:
+    """The soft labels [N, K] float16: mapped, else read."""
+    shape = (file.metadata.num_rows, file.schema_arrow.field(SOFT).type.list_size)
+    try:
+        found = np.load(_column_file(path, SOFT), mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        found = None
+    right = found is not None and found.shape == shape and found.dtype == np.float16
+    return found if right else np.concatenate(list(_soft_pieces(file)))  # type: ignore[return-value]
 
 
 def _pieces(file: pq.ParquetFile, name: str) -> Iterator[np.ndarray]:

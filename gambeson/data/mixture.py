@@ -11,6 +11,7 @@ from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from gambeson.data.chosen import Chosen
@@ -20,7 +21,7 @@ from gambeson.data.reading import SyntheticStore
 from gambeson.data.shuffle import BlockShuffle, Stretches
 from gambeson.errors import UserError, require
 from gambeson.randomness import derive, generator
-from gambeson.types import Images, Labels
+from gambeson.types import Images
 
 
 @runtime_checkable
@@ -214,25 +215,65 @@ class Mixture:
             )
         return ByClass.of(self.synthetic.compact_labels)
 
-    def batch(self, step: int) -> tuple[Images, Labels, Tensor]:
-        """Images [B, C, H, W] in [0, 1], labels [B], and which are synthetic (bool [B]; the real ones stand first)."""
+    @property
+    def soft(self) -> Chosen | None:
+        """The selection whose soft labels are trained on; None where labels are classes."""
+        found = self.synthetic if isinstance(self.synthetic, Chosen) and self.synthetic.soft is not None else None
+        return found if self.synthetic_per_batch else None
+
+    def batch(self, step: int) -> tuple[Images, Tensor, Tensor]:
+        """Images [B, C, H, W] in [0, 1], labels [B], and which are synthetic (bool [B]; the real ones stand first).
+
+        With soft labels: rows of probabilities float32 [B, K], a one where the class of a real image is.
+        """
         places, images, labels = self.places(step), [], []
         if len(places.real):
-            images, labels = [self.real.images[places.real]], [self.real.labels[places.real]]
+            images, labels = [self.real.images[places.real]], [self._rows(self.real.labels[places.real])]
         if self.synthetic is not None and len(places.synthetic):
-            pixels, classes = self.synthetic.read(places.synthetic.numpy())
+            indices = places.synthetic.numpy()
+            pixels, classes = self.synthetic.read(indices)
             images.append(from_uint8(pixels))
-            labels.append(torch.from_numpy(classes))
+            labels.append(torch.from_numpy(classes if self.soft is None else self.soft.soft_rows(indices)))
         synthetic = torch.arange(self.batch_size) >= self.real_per_batch
         return torch.cat(images), torch.cat(labels), synthetic
 
+    def _rows(self, labels: Tensor) -> Tensor:
+        """The labels of real images, as those of the synthetic ones are: classes, or rows."""
+        if self.soft is None or self.soft.soft is None:
+            return labels
+        return F.one_hot(labels, self.soft.soft.shape[1]).float()
+
 
 def check_synthetic(source: LabelledSource, real: ImageSet) -> None:
-    """UserError where synthetic images cannot stand beside the real ones: other size or channels, labels outside, or
-    classes of other names.
+    """UserError where synthetic images cannot stand beside the real ones: other size or channels, labels outside,
+    classes of other names, soft labels for another number of them.
 
     Reads every label and no image.
     """
+    check_images(source, real)
+    low, high = int(source.compact_labels.min()), int(source.compact_labels.max())
+    classes = len(real.class_names)
+    if low < 0:
+        raise UserError(
+            f"synthetic labels: expected 0 to {classes - 1}, got {low}, which stands for images generated without a "
+            "class; let a teacher label them first (gambeson label, or a recipe's labeling.by ByTeacher)"
+        )
+    if high >= classes:
+        raise UserError(
+            f"synthetic labels: expected 0 to {classes - 1} for the {classes} classes of {real.name}, got up to "
+            f"{high}; the set was made for more classes: take the one made for these, or the real set it was made for"
+        )
+    width = source.soft.shape[1] if isinstance(source, Chosen) and source.soft is not None else classes
+    if width != classes:
+        raise UserError(
+            f"soft labels: expected probabilities of the {classes} classes of {real.name}, got rows of {width}; label "
+            "the images with a teacher of these classes"
+        )
+
+
+def check_images(source: LabelledSource, real: ImageSet) -> None:
+    """UserError where synthetic images are no images of the real set, whatever their labels: other size or channels,
+    classes of other names, not one image."""
     _check_names(source, real)
     channels, height, width = real.shape
     if source.shape != (height, width, channels):
@@ -243,18 +284,6 @@ def check_synthetic(source: LabelledSource, real: ImageSet) -> None:
         )
     if not len(source):
         raise UserError("synthetic images: expected at least one, got an empty set; generate or import some")
-    low, high = int(source.compact_labels.min()), int(source.compact_labels.max())
-    classes = len(real.class_names)
-    if low < 0:
-        raise UserError(
-            f"synthetic labels: expected 0 to {classes - 1}, got {low}, which stands for images generated without a "
-            "class; let a teacher label them first (a recipe's labeling.by ByTeacher)"
-        )
-    if high >= classes:
-        raise UserError(
-            f"synthetic labels: expected 0 to {classes - 1} for the {classes} classes of {real.name}, got up to "
-            f"{high}; the set was made for more classes: take the one made for these, or the real set it was made for"
-        )
 
 
 def _check_names(source: LabelledSource, real: ImageSet) -> None:

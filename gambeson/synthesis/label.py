@@ -1,23 +1,40 @@
-"""Labels synthetic images: by the class each was generated for, or by a teacher; the teacher's logits are kept."""
+"""Labels synthetic images: by the class each was generated for, or by teachers; the teachers' logits are kept."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from gambeson.data.chosen import Part
+from gambeson.data.exchange.outgoing import class_names
+from gambeson.data.exchange.stores import Source
 from gambeson.data.mixture import from_uint8
-from gambeson.data.scores import as_arrow
+from gambeson.data.scores import as_arrow, as_numpy
+from gambeson.data.shards import batches_of
 from gambeson.data.synthetic import SyntheticStore
 from gambeson.errors import UserError, require
-from gambeson.models.classifiers import load_classifier
-from gambeson.models.network import ClassifierNetwork
-from gambeson.store import Artifact, Workspace, atomic, stage
+from gambeson.robustness.subjects import Named, subject_of
+from gambeson.store import Artifact, Workspace, atomic, stage, write_json
+from gambeson.synthesis.agreement import Tally, report
+from gambeson.synthesis.teachers import Teacher, TeacherFiles, open_teachers, together
 from gambeson.types import Labels, Logits
+
+LABELS, REPORT = "labels.parquet", "labels.json"
+"""The files that the stage writes."""
+DROPPED = -1
+"""The label of an image that is left out: no selection takes it."""
+PART = 1 << 16
+"""Images, about, that are labelled before their labels are kept: what a break loses, and what is in memory."""
+_READ = 1 << 14
+"""Images whose logits are read at once, for their soft labels."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +45,8 @@ class ByCondition:
         """Classes [B] and the teacher's logits [B, K] -> labels [B]. UserError for images generated without one."""
         if bool((condition < 0).any()):
             raise UserError(
-                "labeling.by: expected ByTeacher, since these images were generated without a class; got ByCondition"
+                "labeling.by: expected ByTeacher (--by teacher), since these images were generated without a class; "
+                "got ByCondition"
             )
         return condition
 
@@ -43,62 +61,204 @@ class ByTeacher:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Soft:
+    """The student is trained on the teacher's probabilities, softmax(logits / temperature) (Hinton et al. 2015, eq. 1).
+
+    Labels stay classes beside them: what an image counts for in selection and in balanced batches.
+    """
+
+    temperature: float = 1.0  # above 1 evens the probabilities out, below 1 sharpens them
+
+    def __post_init__(self) -> None:
+        require(self.temperature > 0, "labeling.soft.temperature", "above 0", self.temperature)
+
+    def __call__(self, logits: Logits) -> Logits:
+        """Logits [B, K] -> probabilities [B, K]."""
+        return (logits / self.temperature).softmax(1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OtherTeacher:
+    """A classifier from elsewhere: a folder of `gambeson train`, a classifier.safetensors, a checkpoint file of
+    RobustBench, an .onnx file. Programs, which run with one's rights, are for the command (--trust) alone."""
+
+    path: str = ""  # the folder or the file
+    entry: str | None = None  # RobustBench's name of a file of bare weights; none: the file's name
+
+
+@dataclass(frozen=True, kw_only=True)
 class Labeling:
     """Where labels come from."""
 
     by: ByCondition | ByTeacher = ByCondition()  # whose word counts
     batch_size: int = 512  # images per teacher call
+    teachers: tuple[OtherTeacher, ...] = field(
+        default=(), metadata={"neutral": ()}
+    )  # classifiers besides the recipe's own: their probabilities are averaged
+    soft: Soft | None = field(default=None, metadata={"neutral": None})  # train on the teacher's probabilities
+    disagreeing: Literal["keep", "drop"] = field(
+        default="keep", metadata={"neutral": "keep"}
+    )  # images of which the teacher says another class than they were generated for
 
     def __post_init__(self) -> None:
         require(self.batch_size >= 1, "labeling.batch_size", "at least 1", self.batch_size)
+        require(self.disagreeing in ("keep", "drop"), "labeling.disagreeing", "keep or drop", self.disagreeing)
 
+    def others(self, shape: tuple[int, int, int]) -> tuple[Named, ...]:
+        """The further teachers as inputs of a stage, for images of `shape` (channels, height, width)."""
+        return tuple(subject_of(each.path, shape, entry=each.entry) for each in self.teachers)
 
-PART = 1 << 16
-"""Images, about, that are labelled before their labels are kept: what a break loses, and what is in memory."""
+    @property
+    def reading(self) -> Labeling:
+        """How images are labelled, wherever teachers lie: what a stage depends on besides their content."""
+        return replace(self, teachers=())
 
 
 @stage(revision=1)
-def label(work: Workspace, spec: Labeling, synthetic: Artifact, teacher: Artifact) -> None:
-    """Writes labels.parquet: label, condition and the teacher's logits (float32) of every image.
+def label(work: Workspace, spec: Labeling, synthetic: Artifact | Source, *teachers: TeacherFiles) -> None:
+    """Writes labels.parquet: label (-1: left out), condition and the teachers' logits (float32) of every image; and
+    labels.json: how often condition and teachers agree, by class, and which classes have no image left.
 
-    A part of the images at a time is in memory; a start after a break goes on with the next part.
+    The logits of several teachers are the logs of their mean probabilities. A part of the images at a time is in
+    memory; a start after a break goes on with the next part. UserError for teachers of other classes or images, for
+    logits that are not finite, for no image, and where every one is left out.
     """
-    store = SyntheticStore.open(synthetic.folder / "images").check()
-    model = load_classifier(teacher.file("classifier.safetensors")).to(work.machine.device)
+    require(not spec.teachers, "labeling.teachers", "to be given as inputs (Labeling.others)", len(spec.teachers))
+    source = _images(synthetic)
+    opened = open_teachers(teachers, source, class_names(source), work.machine.device)
+    _check_conditions(spec, source)
     size = max(PART // spec.batch_size, 1) * spec.batch_size  # whole batches: the same ones whatever was done before
-    parts = {first: work.folder / "parts" / f"{first:012d}.parquet" for first in range(0, len(store), size)}
+    parts = {first: work.folder / "parts" / f"{first:012d}.parquet" for first in range(0, len(source), size)}
     for first, path in parts.items():
-        if not path.is_file():
-            table = _labelled(work, spec, store, model, range(first, min(first + size, len(store))))
+        if not (path.is_file() and Tally.noted(path)):
+            table = _labelled(work, spec, source, opened, range(first, min(first + size, len(source))))
             with atomic(path) as temporary:
                 pq.write_table(table, temporary)
-        work.progress(min(first + size, len(store)), len(store))
-    with atomic(work.folder / "labels.parquet") as temporary:
-        _join(list(parts.values()), temporary)
-    for path in parts.values():
+        work.progress(min(first + size, len(source)), len(source))
+    _finish(work, spec, source, opened, list(parts.values()))
+
+
+def _images(synthetic: Artifact | Source) -> Source:
+    if isinstance(synthetic, Artifact):
+        return SyntheticStore.open(synthetic.folder / "images").check()
+    return synthetic
+
+
+def _check_conditions(spec: Labeling, source: Source) -> None:
+    """UserError, before anything is labelled, where classes are asked for that images were generated without."""
+    without = int(source.compact_labels.min()) < 0
+    if without and isinstance(spec.by, ByCondition):
+        spec.by(torch.tensor([-1]), torch.zeros(1, 2))
+    require(
+        not (without and spec.disagreeing == "drop"),
+        "labeling.disagreeing",
+        "keep: images that were generated without a class have nothing to disagree with",
+        spec.disagreeing,
+    )
+
+
+def _labelled(work: Workspace, spec: Labeling, source: Source, teachers: list[Teacher], rows: range) -> pa.Table:
+    """Labels, conditions and logits of these images, batch by batch; what was counted stands in the metadata."""
+    labels, conditions, logits = [], [], []
+    tally = Tally.empty(teachers[0].classes, len(teachers))
+    for start in rows[:: spec.batch_size]:
+        stop = min(start + spec.batch_size, rows.stop)
+        pixels, told = source.stretch(start, stop)
+        images, condition = from_uint8(pixels).to(work.machine.device), torch.from_numpy(told)
+        each = [teacher.logits(images, start) for teacher in teachers]
+        logits.append(together(each))
+        labels.append(_kept(spec, condition, logits[-1]))
+        conditions.append(condition)
+        tally += Tally.of(condition, labels[-1], logits[-1], each)
+        work.progress(stop, len(source))
+    columns = {"label": torch.cat(labels).numpy(), "condition": torch.cat(conditions).numpy()}
+    table = pa.table({**columns, "logits": as_arrow(torch.cat(logits).numpy())})
+    return table.replace_schema_metadata(tally.note())
+
+
+def _kept(spec: Labeling, condition: Labels, logits: Logits) -> Labels:
+    """Labels [B], DROPPED where condition and teacher disagree and that was asked for."""
+    labels = spec.by(condition, logits)
+    return labels if spec.disagreeing == "keep" else labels.where(logits.argmax(1) == condition, DROPPED)
+
+
+def _finish(work: Workspace, spec: Labeling, source: Source, teachers: list[Teacher], parts: list[Path]) -> None:
+    """The results, out of the parts, which go."""
+    tally = sum((Tally.read(path) for path in parts), Tally.empty(teachers[0].classes, len(teachers)))
+    if not tally.kept.sum():
+        raise UserError(
+            f"labeling.disagreeing: expected to keep at least one of {len(source)} images, but the teacher says "
+            "another class than the condition of every one; take another teacher, keep them, or label by teacher"
+        )
+    soft = None if spec.soft is None else {"temperature": spec.soft.temperature}
+    about = {"images": source.digest, "teachers": [teacher.digest for teacher in teachers], "soft": soft}
+    with atomic(work.folder / LABELS) as temporary:
+        _join(parts, temporary, about)
+    names = class_names(source) or tuple(map(str, range(teachers[0].classes)))
+    found = report(tally, names, teachers)
+    told = {"by": type(spec.by).__name__, "disagreeing": spec.disagreeing, "soft": soft}
+    write_json(work.folder / REPORT, {**told, **found})
+    if found["empty"]:
+        work.say(f"label: no image of {', '.join(found['empty'])} is left")
+    for path in parts:
         path.unlink()
     (work.folder / "parts").rmdir()
 
 
-def _labelled(
-    work: Workspace, spec: Labeling, store: SyntheticStore, model: ClassifierNetwork, rows: range
-) -> pa.Table:
-    """Labels, conditions and logits of these images, batch by batch."""
-    labels, conditions, logits = [], [], []
-    for start in rows[:: spec.batch_size]:
-        stop = min(start + spec.batch_size, rows.stop)
-        pixels, condition = store.stretch(start, stop)
-        with torch.no_grad():
-            logits.append(model(from_uint8(pixels).to(work.machine.device)).float().cpu())
-        conditions.append(condition)
-        labels.append(spec.by(torch.from_numpy(condition), logits[-1]))
-        work.progress(stop, len(store))
-    columns = {"label": torch.cat(labels).numpy(), "condition": np.concatenate(conditions)}
-    return pa.table({**columns, "logits": as_arrow(torch.cat(logits).numpy())})
-
-
-def _join(parts: list[Path], path: Path) -> None:
-    """One file of several, a part at a time in memory."""
-    with pq.ParquetWriter(path, pq.read_schema(parts[0])) as writer:
+def _join(parts: list[Path], path: Path, about: dict[str, Any]) -> None:
+    """One file of several, a part at a time in memory; `about` stands in its schema's metadata."""
+    metadata = {"labeling": json.dumps(about, sort_keys=True)}
+    with pq.ParquetWriter(path, pq.read_schema(parts[0]).with_metadata(metadata)) as writer:
         for part in parts:
-            writer.write_table(pq.read_table(part))
+            writer.write_table(pq.read_table(part).replace_schema_metadata(metadata))
+
+
+def about_labels(file: pq.ParquetFile) -> dict[str, Any]:
+    """What a labels.parquet says of itself: digest of the images, digests of the teachers, soft (None, or its
+    temperature); {} of one that an earlier version wrote."""
+    told = (file.schema_arrow.metadata or {}).get(b"labeling")
+    return {} if told is None else json.loads(told)
+
+
+def softened(file: pq.ParquetFile, parts: Iterator[Part]) -> Iterator[Part]:
+    """The parts of a selection with the soft labels that their images have in this labels.parquet; without any, as they
+    come. Positions count the rows of the file."""
+    told = about_labels(file).get("soft")
+    if told is None:
+        yield from parts
+        return
+    soft = Soft(temperature=float(told["temperature"]))
+    for part in parts:
+        yield part[0], part[1], _probabilities(file, part[0], soft)
+
+
+def _probabilities(file: pq.ParquetFile, positions: np.ndarray, soft: Soft) -> np.ndarray:
+    """[n, K] float16 of these rows. Only row groups that have one of them are read."""
+    order, end = np.argsort(positions, kind="stable"), 0
+    ascending = positions[order]
+    found = np.empty((len(positions), file.schema_arrow.field("logits").type.list_size), np.float16)
+    for group in range(file.num_row_groups):
+        start, end = end, end + file.metadata.row_group(group).num_rows
+        if np.searchsorted(ascending, start) == np.searchsorted(ascending, end):
+            continue
+        for batch in file.iter_batches(_READ, row_groups=[group], columns=["logits"]):
+            here = slice(*np.searchsorted(ascending, [start, start + len(batch)]))
+            logits = torch.from_numpy(as_numpy(batch["logits"])[ascending[here] - start].astype(np.float32))
+            found[order[here]] = soft(logits).numpy()
+            start += len(batch)
+    return found
+
+
+def labelled_parts(file: pq.ParquetFile) -> Iterator[Part]:
+    """The rows of a labels.parquet and their labels, with soft ones where there are any; without what was left out."""
+    return softened(file, _with_label(file))
+
+
+def _with_label(file: pq.ParquetFile) -> Iterator[Part]:
+    start = 0
+    for batch in batches_of(file, PART, ["label"]):
+        labels = batch.column(0).to_numpy()
+        inside = np.flatnonzero(labels >= 0)
+        if len(inside):
+            yield inside + start, labels[inside]
+        start += len(labels)

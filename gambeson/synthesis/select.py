@@ -2,58 +2,65 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
-import torch
-import torch.nn.functional as F
 
-from gambeson.data.scores import as_numpy
-from gambeson.data.shards import batches_of
+from gambeson import canonical
+from gambeson.data.imageset import ImageSet
 from gambeson.data.synthetic import Chosen, SyntheticStore
 from gambeson.errors import UserError, require
+from gambeson.models.network import ClassifierNetwork
+from gambeson.quality.discriminator import inside
+from gambeson.robustness.subjects import OURS, Named, Ours
 from gambeson.store import Artifact, Workspace, stage, write_json
-from gambeson.types import Labels, Logits, PerImage
+from gambeson.synthesis.kept_scores import KeptScores, keep_scores, scored
+from gambeson.synthesis.label import softened
+from gambeson.synthesis.pool import LABELS, TOGETHER, Context, LabelFile, Pool, Score, Scorer
+from gambeson.synthesis.scorers import Confidence, Entropy, Scorers, TrainDistance
+
+__all__ = ["Confidence", "Entropy", "Selection", "best_per_class", "select", "top_per_class"]
 
 CHUNK = 1 << 20
 """Images whose scores are in memory at once."""
 DIGIT = 11
 """Bits of a score that a pass of the selection decides: a table of 2,048 counts for each class."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Confidence:
-    """The teacher's log-probability of the image's label (EDM-AT keeps the largest)."""
-
-    def __call__(self, labels: Labels, logits: Logits) -> PerImage:
-        """Labels [B] and logits [B, K] -> scores [B], larger is better."""
-        return -F.cross_entropy(logits, labels, reduction="none")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Entropy:
-    """Minus the entropy of the teacher's prediction (CDP keeps the smallest entropies)."""
-
-    def __call__(self, labels: Labels, logits: Logits) -> PerImage:
-        """Labels [B] and logits [B, K] -> scores [B], larger is better."""
-        return (logits.softmax(1) * logits.log_softmax(1)).sum(1)
+Given = Artifact | Named | ImageSet
+"""What a scorer needs: classifiers by the stage that trained them or by where they lie, and real images."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
     """Which labelled images are kept."""
 
-    score: Confidence | Entropy = Confidence()  # what makes an image good
+    score: Scorers = Confidence()  # what makes an image good
     keep: float = 1.0  # share of the images to keep, the same number for each class
+    per_class: int | None = field(default=None, metadata={"neutral": None})  # that many of each class instead
+    remove_copies: bool = field(
+        default=False, metadata={"neutral": False}
+    )  # leave out images nearer to a real train image, in pixels, than all but 1 % of held-out real ones are
 
     def __post_init__(self) -> None:
         if not 0 < self.keep <= 1:
             raise UserError(f"selection.keep: expected a share above 0 and up to 1, got {self.keep}")
+        require(self.per_class is None or self.per_class >= 1, "selection.per_class", "at least 1", self.per_class)
+        both = self.per_class is not None and self.keep < 1
+        require(not both, "selection", "keep or per_class, not both", (self.keep, self.per_class))
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """What `select` is given besides images and labels, in this order: teacher, encoder, real."""
+        copies = ("real",) if self.remove_copies and "real" not in self.score.needs else ()
+        return (*self.score.needs, *copies)
+
+    def quota(self, images: int, classes: int) -> int:
+        """How many of each class, of so many labelled images."""
+        return max(round(self.keep * images / classes), 1) if self.per_class is None else self.per_class
 
 
 def top_per_class(scores: np.ndarray, labels: np.ndarray, classes: int, quota: int) -> np.ndarray:
@@ -66,12 +73,30 @@ def top_per_class(scores: np.ndarray, labels: np.ndarray, classes: int, quota: i
 
 def best_per_class(scores: np.ndarray, labels: np.ndarray, classes: int, quota: int) -> Iterator[np.ndarray]:
     """The same a part at a time, exact and without sorting: memory grows with the classes, not with the images."""
-    if quota < 1:
-        return
-    bar, places = _bars(scores, labels, classes, quota)
+    if quota >= 1:
+        yield from _above(_bars(scores, labels, classes, quota), scores, labels, classes)
+
+
+@dataclass(frozen=True)
+class _Bars:
+    """The key of each class's K-th best score, how many images with that key are kept, and how many there are."""
+
+    keys: np.ndarray
+    places: np.ndarray
+    level: np.ndarray
+
+    @property
+    def ties(self) -> np.ndarray:
+        """[classes]: images left out that score exactly as the last kept one."""
+        return np.maximum(self.level - self.places[:-1], 0)
+
+
+def _above(bars: _Bars, scores: np.ndarray, labels: np.ndarray, classes: int) -> Iterator[np.ndarray]:
+    """Positions above the bars, and of those at one the first, a part at a time."""
+    places = bars.places.copy()
     for start, keys, kinds in _chunks(scores, labels, classes):
-        inside = np.where(kinds < classes, keys > bar[kinds], False)
-        level = np.flatnonzero((kinds < classes) & (keys == bar[kinds]))
+        inside = np.where(kinds < classes, keys > bars.keys[kinds], False)
+        level = np.flatnonzero((kinds < classes) & (keys == bars.keys[kinds]))
         for kind in np.unique(kinds[level]).tolist():
             taken = level[kinds[level] == kind][: places[kind]]
             inside[taken] = True
@@ -79,14 +104,11 @@ def best_per_class(scores: np.ndarray, labels: np.ndarray, classes: int, quota: 
         yield np.flatnonzero(inside) + start
 
 
-def _bars(scores: np.ndarray, labels: np.ndarray, classes: int, quota: int) -> tuple[np.ndarray, np.ndarray]:
-    """The key of each class's `quota`-th best score, and how many images with that key are kept (radix selection).
-
-    The key is found from its highest bits down, DIGIT bits in a pass over all scores.
-    """
+def _bars(scores: np.ndarray, labels: np.ndarray, classes: int, quota: int) -> _Bars:
+    """Radix selection: a key is found from its highest bits down, DIGIT bits in a pass over all scores."""
     bits = scores.dtype.itemsize * 8
     bar = np.zeros(classes + 1, np.uint64)  # one more than classes, for images without a class
-    places = np.full(classes + 1, quota)
+    places, level = np.full(classes + 1, quota), np.zeros(classes, np.int64)
     for shift in range((bits - 1) // DIGIT * DIGIT, -1, -DIGIT):
         counts = np.zeros((classes, 1 << DIGIT), np.int64)
         for _, keys, kinds in _chunks(scores, labels, classes):
@@ -97,8 +119,9 @@ def _bars(scores: np.ndarray, labels: np.ndarray, classes: int, quota: int) -> t
         better = counts[:, ::-1].cumsum(1)[:, ::-1] - counts  # images above each digit, of those that share the bar
         digit = (better < places[:classes, None]).argmax(1)  # the lowest digit that is needed to fill the places
         places[:classes] -= better[np.arange(classes), digit]
+        level = counts[np.arange(classes), digit]
         bar[:classes] = bar[:classes] << np.uint64(DIGIT) | digit.astype(np.uint64)
-    return bar, places
+    return _Bars(bar, places, level)
 
 
 def _chunks(scores: np.ndarray, labels: np.ndarray, classes: int) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
@@ -119,47 +142,183 @@ def _keys(scores: np.ndarray) -> np.ndarray:
 
 
 @stage(revision=1)
-def select(work: Workspace, spec: Selection, synthetic: Artifact, labelled: Artifact) -> None:
-    """Writes chosen.parquet (positions and labels) and selection.json (quota, kept and missing images per class).
+def select(
+    work: Workspace,
+    spec: Selection,
+    synthetic: Artifact | SyntheticStore,
+    labelled: Artifact | LabelFile,
+    *given: Given,
+) -> None:
+    """Writes chosen.parquet (positions, labels, soft labels where there are any) and selection.json.
 
-    Scores lie on disk meanwhile, so that memory does not grow with the images. UserError where none is left.
+    given: what `spec.needs` names, in that order. Scores that look at images are kept beside the store, shard by shard:
+    a start after a break goes on, and another number of images finds them. The others lie on disk meanwhile, so that
+    memory does not grow with the images. A class that holds too few fills what it has, and is reported (`short`).
+    UserError for labels, classifiers or real images that do not fit the store, for scores that are not finite, and
+    where no image is left.
     """
-    with pq.ParquetFile(labelled.file("labels.parquet")) as file, _beside(work.folder, file) as (scores, labels):
-        classes, agreement = _score(spec, file, scores, labels)
-        quota = max(round(spec.keep * len(labels) / classes), 1)
-        kept = np.zeros(classes, np.int64)
-        store = SyntheticStore.open(synthetic.folder / "images")
-        best = best_per_class(scores, labels, classes, quota if spec.keep < 1 else len(labels))
-        Chosen.write_parts(work.folder / "chosen.parquet", store, _counted(best, labels, kept))
+    pool = _pool(work, synthetic, labelled)
+    context, digests = _context(work, spec, given, pool)
+    score = _kept(spec.score, context, digests, work)
+    with _Beside.open(work.folder, len(pool.store)) as beside:
+        agreement = beside.fill(pool, score.bind(context))
+        beside.check(spec)
+        copies = _leave_out_copies(context, digests, work, beside) if spec.remove_copies else None
+        facts = _choose(work, spec, pool, beside)
+    told = {"score": canonical.plain(spec.score), "networks": digests, "teachers": pool.about[1].get("teachers")}
+    scores = score.digest if isinstance(score, KeptScores) else None
+    write_json(
+        work.folder / "selection.json",
+        {**facts, **told, "scores": scores, "copies_removed": copies, "teacher_agrees_with_condition": agreement},
+    )
+
+
+def _kept(score: Scorers | TrainDistance, context: Context, digests: Mapping[str, str], work: Workspace) -> Scorer:
+    """The scorer; one that looks at images with its scores kept beside the store."""
+    if not score.looks:
+        return score
+    return keep_scores(score, context, {name: digests[name] for name in score.needs}, work.progress)
+
+
+def _leave_out_copies(context: Context, digests: Mapping[str, str], work: Workspace, beside: _Beside) -> list[int]:
+    """Takes the labels from copies of train images; how many of each class they were."""
+    distance, removed = TrainDistance(), np.zeros(context.pool.classes, np.int64)
+    score = _kept(distance, context, digests, work).bind(context)
+    test = distance.test(context)
+    for piece in context.pool.pieces(looks=False):
+        near = piece.inside[scored(score, piece) <= max(test.threshold, test.same)]
+        beside.labels[near + piece.start] = -1
+        removed += np.bincount(piece.labels[near], minlength=len(removed))
+    if not any((beside.labels[i : i + CHUNK] >= 0).any() for i in range(0, len(beside.labels), CHUNK)):
+        raise UserError(
+            f"selection.remove_copies: expected images that are no copies of train images, got {removed.sum()} copies "
+            "and no other; the real set seems to have been given as the synthetic one: give generated images"
+        )
+    return removed.tolist()
+
+
+def _pool(work: Workspace, synthetic: Artifact | SyntheticStore, labelled: Artifact | LabelFile) -> Pool:
+    """The images with their labels."""
+    if isinstance(synthetic, Artifact):
+        synthetic = SyntheticStore.open(synthetic.folder / "images").check()
+    labels = LabelFile(labelled.file(LABELS)) if isinstance(labelled, Artifact) else labelled
+    return Pool(synthetic, labels, work.machine.device, work.machine.micro_batch or TOGETHER)
+
+
+def _context(work: Workspace, spec: Selection, given: Sequence[Given], pool: Pool) -> tuple[Context, dict[str, str]]:
+    """What the scorer needs, opened, and the digest of each."""
+    assert len(given) == len(spec.needs), f"select: expected {spec.needs} besides images and labels, got {len(given)}"
+    opened: dict[str, Any] = {}
+    digests: dict[str, str] = {}
+    for name, each in zip(spec.needs, given, strict=True):
+        if isinstance(each, ImageSet):
+            opened[name], digests[name] = _fitting(each, pool), each.digest
+        else:
+            subject = Ours(str(each.file(OURS))) if isinstance(each, Artifact) else each
+            opened[name], digests[name] = _opened(subject, pool), subject.digest
+    return Context(pool, inside(work), **opened), digests
+
+
+def _opened(subject: Named, pool: Pool) -> ClassifierNetwork:
+    """The classifier. UserError for one of other classes or images, and for a program whose layers nobody knows."""
+    model, (height, width, channels) = subject.network(), pool.store.shape
+    if model is None:
+        raise UserError(
+            f"{subject.title}: expected a classifier whose layers are known (a folder of gambeson train, a checkpoint "
+            "of RobustBench), since this score goes by its features or gradients; got a program"
+        )
+    told = subject.saved.facts.get("shape") if isinstance(subject, Ours) else None
+    shape = tuple(told or (model.channels, height, width))
+    if (model.classes, shape) != (pool.classes, (channels, height, width)):
+        raise UserError(
+            f"{subject.title}: expected a classifier of the labels' {pool.classes} classes and of images "
+            f"{[channels, height, width]} (channels, height, width), got one of {model.classes} classes and images "
+            f"{list(shape)}; take one that was trained on such images"
+        )
+    return model.to(pool.device).eval().requires_grad_(False)
+
+
+def _fitting(real: ImageSet, pool: Pool) -> ImageSet:
+    """The real images. UserError where they are of another shape or of other classes than the synthetic ones."""
+    height, width, channels = pool.store.shape
+    have, wanted = (real.shape, len(real.class_names)), ((channels, height, width), pool.classes)
+    require(have == wanted, f"real images ({real.name})", f"shape and number of classes {wanted}", have)
+    return real
+
+
+@dataclass
+class _Beside:
+    """A score and a label int32 of each image, on disk for the time of the selection."""
+
+    folder: Path
+    labels: np.ndarray
+    scores: np.ndarray | None = None
+
+    @staticmethod
+    @contextmanager
+    def open(folder: Path, rows: int) -> Iterator[_Beside]:
+        """Room for so many images."""
+        with TemporaryDirectory(dir=folder, prefix=".scores-") as place:
+            path = Path(place)
+            yield _Beside(path, np.memmap(path / "labels", np.int32, "w+", shape=(rows,)))
+
+    def fill(self, pool: Pool, score: Score) -> float | None:
+        """Scores and labels of the pool; how often the teacher agrees with the condition (None without conditions)."""
+        agreed, conditioned = 0, True
+        for piece in pool.pieces(looks=False):
+            found, part = scored(score, piece), slice(piece.start, piece.start + len(piece.labels))
+            if self.scores is None and len(found):
+                self.scores = np.memmap(self.folder / "scores", found.dtype, "w+", shape=self.labels.shape)
+            if self.scores is not None:
+                self.scores[part] = piece.spread(found)
+            self.labels[part] = piece.labels
+            agreed += int((piece.said == piece.conditions).sum())
+            conditioned = conditioned and bool((piece.conditions >= 0).all())
+        return agreed / len(self.labels) if conditioned else None
+
+    def check(self, spec: Selection) -> None:
+        """UserError where no image has a label, and for scores that are not finite, with how many."""
+        if self.scores is None:
+            raise UserError(
+                f"selection: expected images with a label, got {len(self.labels)} that the labelling left out"
+            )
+        broken = [
+            np.flatnonzero(~np.isfinite(self.scores[i : i + CHUNK])) + i for i in range(0, len(self.scores), CHUNK)
+        ]
+        places = np.concatenate(broken)
+        if len(places):
+            raise UserError(
+                f"selection.score {type(spec.score).__name__}: expected a finite score of every image, got NaN or "
+                f"infinity for {len(places)} of {len(self.labels)}, the first at position {places[0]}; usually a "
+                "training diverged: take another classifier"
+            )
+
+
+def _choose(work: Workspace, spec: Selection, pool: Pool, beside: _Beside) -> dict[str, Any]:
+    """Writes chosen.parquet; what is kept, missing and tied of each class."""
+    scores, labels, classes = beside.scores, beside.labels, pool.classes
+    assert scores is not None
+    available = np.zeros(classes + 1, np.int64)
+    for _, _, kinds in _chunks(scores, labels, classes):
+        available += np.bincount(kinds, minlength=classes + 1)
+    quota = spec.quota(int(available[:classes].sum()), classes)
+    everything = spec.per_class is None and spec.keep == 1
+    bars = _bars(scores, labels, classes, len(labels) if everything else quota)
+    kept = np.zeros(classes, np.int64)
+    counted = _counted(_above(bars, scores, labels, classes), labels, kept)
+    with pool.open() as file:
+        Chosen.write_parts(work.folder / "chosen.parquet", pool.store, softened(file, counted))
     short = {str(k): int(quota - n) for k, n in enumerate(kept) if n < quota}
-    facts = {"quota": quota, "kept": kept.tolist(), "short": short, "teacher_agrees_with_condition": agreement}
-    write_json(work.folder / "selection.json", facts)
-
-
-@contextmanager
-def _beside(folder: Path, file: pq.ParquetFile) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Room on disk for a score float32 and a label int32 of each image, for the time of the selection."""
-    rows = file.metadata.num_rows
-    require(rows > 0, "labels.parquet", "at least one image", 0)
-    with TemporaryDirectory(dir=folder, prefix=".scores-") as place:
-        path = Path(place)
-        scores = np.memmap(path / "scores", np.float32, "w+", shape=(rows,))
-        yield scores, np.memmap(path / "labels", np.int32, "w+", shape=(rows,))
-
-
-def _score(spec: Selection, file: pq.ParquetFile, scores: np.ndarray, labels: np.ndarray) -> tuple[int, float | None]:
-    """Fills scores and labels; number of classes, and how often the teacher agrees (None without conditions)."""
-    start, agreed, classes, conditioned = 0, 0, 0, True
-    for batch in batches_of(file, CHUNK // 16, ["label", "condition", "logits"]):
-        logits, condition = torch.from_numpy(as_numpy(batch["logits"]).astype(np.float32)), as_numpy(batch["condition"])
-        given = torch.from_numpy(as_numpy(batch["label"]).astype(np.int64))
-        stop, classes = start + len(given), logits.shape[1]
-        low, high = int(given.min()), int(given.max())
-        require(low >= 0 and high < classes, "labels.parquet", f"labels from 0 to {classes - 1}", f"{low} to {high}")
-        scores[start:stop], labels[start:stop] = spec.score(given, logits).numpy(), given.numpy()
-        agreed += int((logits.argmax(1).numpy() == condition).sum())
-        conditioned, start = conditioned and bool((condition >= 0).all()), stop
-    return classes, agreed / start if conditioned else None
+    if short and spec.per_class is not None:
+        work.say(f"select: {len(short)} of {classes} classes hold fewer than {quota} images; see selection.json")
+    return {
+        "quota": quota,
+        "available": available[:classes].tolist(),
+        "left_out": int(available[classes]),  # by the labelling, or as copies
+        "kept": kept.tolist(),
+        "short": short,
+        "ties": {str(k): int(n) for k, n in enumerate(bars.ties) if n},
+    }
 
 
 def _counted(
@@ -169,4 +328,5 @@ def _counted(
     for positions in parts:
         chosen = labels[positions].astype(np.int64)
         kept += np.bincount(chosen, minlength=len(kept))
-        yield positions, chosen
+        if len(positions):
+            yield positions, chosen

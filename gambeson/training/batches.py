@@ -81,7 +81,8 @@ class Batches:
         """[B, K] label rows: those of synthetic images give up a share to all classes."""
         classes = len(self.real.class_names)
         share = (self.smooth_synthetic * synthetic.float())[:, None]
-        return (1 - share) * F.one_hot(labels, classes) + share / classes
+        rows = labels if labels.dim() == 2 else F.one_hot(labels, classes)
+        return (1 - share) * rows + share / classes
 
     def _share(self, images: Images, labels: Tensor, draw: Generator) -> Batch:
         """The rows of this process; its draws begin where those of the rows before it end."""

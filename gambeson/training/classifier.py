@@ -89,7 +89,7 @@ class ClassifierTraining:
         for name in ("validations", "real_repeats", "epoch_images", "validation_steps"):
             require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
         require(self.patience is None or self.patience >= 1, "patience", "at least 1, or none", self.patience)
-        if isinstance(_innermost(self.loss), MART) and (self.mix is not None or self.smooth_synthetic):
+        if not self.takes_soft_labels and (self.mix is not None or self.smooth_synthetic):
             raise UserError(
                 "loss: expected one that takes soft labels together with mix or smooth_synthetic (TRADES, "
                 "PGDAdversarial, SCORE), got MART, whose margin needs one class for each image"
@@ -105,6 +105,11 @@ class ClassifierTraining:
         """What the training withstands: the threat of the loss; None for a loss without an attack."""
         loss = _innermost(self.loss)
         return None if isinstance(loss, Plain) else loss.threat
+
+    @property
+    def takes_soft_labels(self) -> bool:
+        """Whether the loss can be told probabilities in place of one class."""
+        return not isinstance(_innermost(self.loss), MART)
 
     @property
     def noise(self) -> float | None:
@@ -186,19 +191,30 @@ def train_classifier(
     best and the last robust accuracy on the validation images, and which of them these weights have.
 
     chosen: synthetic images to mix in, a selection's stage or the images themselves. start: weights to begin with.
-    Raises UserError for synthetic images that do not fit the real ones, for a class without validation images, for a
-    start of another architecture, and for a batch smaller than the processes' parts; ValueError where the loss is not
-    finite.
+    Raises UserError for synthetic images that do not fit the real ones, for soft labels with MART, for a class without
+    validation images, for a start of another architecture, and for a batch smaller than the processes' parts;
+    ValueError where the loss is not finite.
     """
     source = Chosen.open(chosen.file("chosen.parquet")) if isinstance(chosen, Artifact) else chosen
     check_validation(real)
     if source is not None:
         check_synthetic(source, real)
+    batches = batches_of(spec, real, source, seed)
+    _check_targets(spec, batches.mixture)
     model = _network(work, spec, real, start, seed)
     state = TrainingState.start(model, spec.optimisation)
     _ready(work, spec, model)
-    _train(work, spec, state, batches_of(spec, real, source, seed), real)
+    _train(work, spec, state, batches, real)
     _write(work, spec, state, real)
+
+
+def _check_targets(spec: ClassifierTraining, mixture: Mixture) -> None:
+    """UserError for soft labels and a loss that needs one class for each image."""
+    if mixture.soft is not None and not spec.takes_soft_labels:
+        raise UserError(
+            "loss: expected one that takes soft labels (TRADES, PGDAdversarial, SCORE) for images with soft labels, "
+            "got MART, whose margin needs one class for each image; or label the images without --soft (labeling.soft)"
+        )
 
 
 def _network(

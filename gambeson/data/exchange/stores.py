@@ -48,6 +48,7 @@ def merge(parts: Sequence[Source], out: Path, classes: int | None = None, report
     require(len(parts) >= 2, "merge", "two stores or more", len(parts))
     require(min(map(len, parts)) > 0, "merge", "at least one image in each store", 0)
     _check_alike(parts, classes)
+    _check_hard(parts)
     origins = [_origin(part) for part in parts]
     known = {class_names(part) for part in parts} - {()}
     provenance = {"merged": origins, **_names(known), **inherited(*(store_of(part).provenance for part in parts))}
@@ -56,6 +57,7 @@ def merge(parts: Sequence[Source], out: Path, classes: int | None = None, report
 
 def copy(source: Source, out: Path, report: Progress = silent) -> SyntheticStore:
     """A store of a selection's images with its labels; stopped, it goes on."""
+    _check_hard([source])
     theirs = store_of(source).provenance
     provenance = {"copied": _origin(source), **_names({class_names(source)} - {()}), **inherited(theirs)}
     return _write([source], out, {"copy": source.digest}, provenance, report)
@@ -68,6 +70,16 @@ def _names(known: set[tuple[str, ...]]) -> dict[str, Any]:
 def _origin(part: Source) -> dict[str, Any]:
     """What a part was, for the provenance of what is made of it."""
     return {"images": len(part), "digest": part.digest, "provenance": store_of(part).provenance}
+
+
+def _check_hard(parts: Sequence[Source]) -> None:
+    """UserError for soft labels, which a selection has and a store cannot hold."""
+    soft = [f"{part.store.root}" for part in parts if isinstance(part, Chosen) and part.soft is not None]
+    if soft:
+        raise UserError(
+            f"store: expected one class for each image, got a selection from {soft[0]} with soft labels, which a store "
+            "cannot hold; split and sample without --copy keep them, and label the new store otherwise"
+        )
 
 
 def _check_alike(parts: Sequence[Source], classes: int | None) -> None:
@@ -230,12 +242,11 @@ def _places(numbers: np.ndarray, wanted: int) -> np.ndarray:
 
 def chosen_from(source: Source, positions: np.ndarray) -> Chosen:
     """Some images of a store or a selection, with the labels that they have there."""
-    own = source.positions[positions] if isinstance(source, Chosen) else positions
-    return Chosen(store_of(source), own, source.compact_labels[positions])
+    if isinstance(source, Chosen):
+        return source.some(positions)
+    return Chosen(source, positions, source.compact_labels[positions])
 
 
 def write_chosen(path: Path, chosen: Chosen) -> None:
     """Writes a selection, some of its positions at a time."""
-    pieces = (slice(start, start + ROWS) for start in range(0, len(chosen), ROWS))
-    parts = ((chosen.positions[piece], chosen.compact_labels[piece]) for piece in pieces)
-    Chosen.write_parts(path, chosen.store, parts)
+    Chosen.write_parts(path, chosen.store, chosen.parts())
