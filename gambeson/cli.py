@@ -31,7 +31,8 @@ usage: gambeson COMMAND [OPTIONS]
   select STORE             keep the best images of each class, by any selector
   store WHAT STORE         verify, stats, show, merge, split, sample, import, export a set of synthetic images
   data WHAT NAME           list, get, check, show real image sets; the only command that touches the network
-  figures NAME             draw a figure of the paper with the numbers behind it: guidance (its Figures 2 to 4)
+  theory                   the theory's tables, closed forms beside simulation, as a page
+  figures NAME             draw a figure of the paper with the numbers behind it: figure-1 to figure-4, guidance
 
 `gambeson COMMAND --help` says more, `gambeson run RECIPE --help` shows every field of a recipe. RUN is a folder, a
 name, or the beginning of a name. --runs DIR says where runs live (default ./runs or $GAMBESON_RUNS).
@@ -125,6 +126,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "select": _elsewhere("gambeson.select_command", "select"),
     "store": _elsewhere("gambeson.store_command", "store"),
     "data": _elsewhere("gambeson.data_command", "data"),
+    "theory": _elsewhere("gambeson.theory.command", "theory"),
     "figures": _elsewhere("gambeson.theory.command", "figures"),
 }
 WITHOUT_OWN_HELP = ("runs", "show", "report")

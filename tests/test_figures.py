@@ -207,16 +207,52 @@ def test_the_summary_tells_every_statement_at_every_start(written: list[Path]) -
     assert sum(line.startswith("CDP, ") for line in lines) == len(STATEMENTS)
 
 
+def test_figure_1_shows_the_cases_with_their_numbers(tmp_path: Path) -> None:
+    """Across mu is chance, c mu has the best clean accuracy, c (mu - epsilon 1) the best robust one where it may."""
+    for name in "ab":
+        assert main(["figures", "figure-1", "--out", str(tmp_path / name)]) == 0
+    for path in (tmp_path / "a").iterdir():
+        assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes(), path.name
+    cases = json.loads((tmp_path / "a" / "figure-1.json").read_text())["cases"]
+    across, scaled, shifted, below, threshold = cases
+    assert across["clean"] == pytest.approx(0.5)
+    assert scaled["clean"] == pytest.approx(scaled["optimum"]["clean"])
+    assert shifted["robust"] == pytest.approx(shifted["optimum"]["robust"])
+    assert below["robust"] == pytest.approx(0.5259, abs=1e-4)
+    assert threshold["robust"] == pytest.approx(threshold["optimum"]["robust"])
+    for case in cases:
+        assert case["trials"]["clean"]["mean"] <= case["optimum"]["clean"]
+    root = ElementTree.parse(tmp_path / "a" / "figure-1.svg").getroot()
+    text = " ".join(e.text or "" for e in root.iter() if e.tag.endswith("text"))
+    for case in cases:
+        assert case["title"] in text
+
+
+@pytest.mark.parametrize(("number", "start", "panels"), [(2, "N(0, I)", 3), (3, "N(0, I)", 11), (4, "N(0, 4I)", 11)])
+def test_each_figure_has_its_command(
+    number: int, start: str, panels: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(experiment, "LEVELS", TimestepLevels(kind="uniform", steps=4))
+    assert main(["figures", f"figure-{number}", "--images", "8", "--seeds", "2", "--out", str(tmp_path)]) == 0
+    assert {p.name for p in tmp_path.iterdir()} == {f"figure-{number}.{kind}" for kind in ("svg", "png", "json")}
+    content = json.loads((tmp_path / f"figure-{number}.json").read_text())
+    assert {p["start"] for p in content["panels"]} == {start}
+    assert len(content["panels"]) == panels
+    assert [p["difference"] is None for p in content["panels"]] == [True, *[False] * (panels - 1)]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         ([], "guidance"),
-        (["circles"], "expected one of guidance"),
+        (["circles"], "expected one of figure-1"),
         (["guidance", "more"], "no further words, got more"),
         (["guidance", "--seeds", "1"], "at least 2"),
         (["guidance", "--seeds", "many"], "whole number"),
         (["guidance", "--images", "9"], "even number"),
         (["guidance", "--out"], "a value after it"),
+        (["figure-1", "--seeds", "3"], "no option but --out, got --seeds"),
+        (["figure-2", "--seeds", "1"], "at least 2"),
     ],
 )
 def test_mistakes_are_told_and_exit_with_2(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,7 @@
-"""`gambeson figures NAME`: the figures of the papers, drawn anew with the numbers behind them."""
+"""`gambeson figures NAME`: the figures of the papers, drawn anew with the numbers behind them.
+
+`gambeson theory`: CDP's theory checked, in theory/laboratory.py.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gambeson.errors import UserError, unknown
-from gambeson.options import take, take_number
+from gambeson.errors import UserError, require, unknown
+from gambeson.options import take, take_flag, take_number
 
 if TYPE_CHECKING:
     from gambeson.theory.drawing import Panel
@@ -19,11 +22,15 @@ Draws a figure of a paper anew, as SVG and PNG, and writes the numbers behind it
 
 figures:
   guidance         what contrastive guidance does to two Gaussian classes in 2-D (CDP, Figures 2 to 4; about a minute)
+  figure-1         the cases of Proposition 1: which synthetic class means help (seconds)
+  figure-2         contrastive guidance without and with classes, from N(0, I)
+  figure-3         every contrastive loss from N(0, I)
+  figure-4         every contrastive loss from N(0, 4 I)
 
 options:
   --out DIR        where the files go (default: figures)
-  --seeds N        batches per panel, from 2 on (default 8); the numbers are means over them
-  --images N       points of a batch, an even number (default 200)"""
+  --seeds N        batches per panel, from 2 on (default 8); the numbers are means over them (not figure-1)
+  --images N       points of a batch, an even number (default 200; not figure-1)"""
 
 
 def figures(argv: list[str]) -> None:
@@ -60,7 +67,135 @@ def guidance(out: Path, given: dict[str, Any]) -> list[Path]:
     return [*draw_all(setting, panels, out), out / "guidance.json"]
 
 
-FIGURES: dict[str, Callable[[Path, dict[str, Any]], list[Path]]] = {"guidance": guidance}
+def figure_1(out: Path, given: dict[str, Any]) -> list[Path]:
+    """The cases of Proposition 1 in the plane. UserError for options: its numbers are exact or of 4,000 trials."""
+    from gambeson.store import open_folder
+    from gambeson.theory.proposition_figure import write
+
+    if given:
+        raise UserError(f"figures figure-1: expected no option but --out, got --{next(iter(given))}")
+    open_folder(out)
+    return write(out)
+
+
+def figure_of_guidance(number: int) -> Callable[[Path, dict[str, Any]], list[Path]]:
+    """Figure 2, 3 or 4 alone: (folder, options) -> figure-N.svg, .png and .json."""
+
+    def draw_it(out: Path, given: dict[str, Any]) -> list[Path]:
+        from gambeson.store import open_folder, write_json
+        from gambeson.theory.drawing import write
+        from gambeson.theory.findings import against_plain
+        from gambeson.theory.guidance_figure import FIGURE_2, STARTS, Setting, run, variants
+
+        setting, name = Setting(**given), f"figure-{number}"
+        start = list(STARTS)[number == 4]
+        chosen = FIGURE_2 if number == 2 else [v.name for v in variants(setting.images)]
+        open_folder(out)
+        panels, _ = run(setting, lambda line: print(line, flush=True), [start], chosen)
+        panels = [r for r in panels if r.start == start]
+        write_json(out / f"{name}.json", _figure_record(setting, panels, against_plain(panels, start)))
+        shown = [_panel(r) for r in panels]
+        many, words = (3, "without and with classes") if number == 2 else (4, f"from {start}")
+        heading = f"Contrastive guidance {words} (CDP, Figure {number}); {_numbers(setting)}"
+        drawn = write(shown if number == 2 else [_world(setting), *shown], many, heading, NOTE, out / name)
+        return [*drawn, out / f"{name}.json"]
+
+    return draw_it
+
+
+THEORY_USAGE = """usage: gambeson theory [OPTIONS]
+
+Checks Contrastive-DP's theory: closed forms, Proposition 1, its tables beside ours with a verdict per cell, sweeps,
+PORT's and IRGD's theory of the same world. Writes theory.html, tables.json, tables.md, theory.json and figures 1 to 4.
+
+options:
+  --out DIR          where the files go (default: theory); figures that lie there are not drawn again
+  --tables LIST      tables to set ours beside (default: 1,7,8,9)
+  --trials N         trials per cell, from 2 on (default 10000; the paper has 50)
+  --sweep-trials N   trials per setting of the sweeps (default 300)
+  --seed N           seed of all draws (default 0); with --features that of the recipe
+  --seeds N          batches per panel of figures 2 to 4 (default 2)
+  --no-figures       leave figures 2 to 4 out, which take most of the time
+  --features RECIPE  also: does the theory say which images train the more robust head on a teacher's features? Trains
+                     what the recipe needs (digits: minutes); takes the recipe's own fields and the options of
+                     gambeson generate (--runs, --device, ...)"""
+
+
+def theory(argv: list[str]) -> None:
+    """gambeson theory [--out DIR] [--tables 1,7,8,9] [--trials N] [--features RECIPE ...]"""
+    words = list(argv)
+    if "--help" in words or "-h" in words:
+        print(THEORY_USAGE)
+        return
+    out, drawn = Path(take(words, "--out") or "theory"), not take_flag(words, "--no-figures")
+    seeds, recipe = take_number(words, "--seeds") or 2, take(words, "--features")
+    seed = take(words, "--seed") if recipe is None else None
+    given = {"trials": take_number(words, "--trials"), "sweep_trials": take_number(words, "--sweep-trials")}
+    listed = take(words, "--tables")
+    if recipe is None and words:
+        raise UserError(f"theory: expected no further words, got {' '.join(words)}; see gambeson theory --help")
+    from gambeson.store import open_folder
+    from gambeson.theory.laboratory import Laboratory, summary, write
+
+    require(seeds >= 2, "--seeds", "at least 2, so that there is a spread", seeds)
+    known: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    known |= {} if listed is None else {"tables": _numbers_of(listed)}
+    spec = Laboratory(**known, seed=_seed(seed))
+    study = None if recipe is None else study_of([recipe, *words])
+    open_folder(out)  # before anything long, in case it cannot be made
+    features = None if study is None else study()
+    figures_made = _figures_for(out, seeds, drawn)
+    paths = write(spec, out, figures=figures_made, features=features, told=lambda line: print(line, flush=True))
+    import json
+
+    print(*summary(json.loads(paths[0].read_text(encoding="utf-8"))), sep="\n")
+    for path in [*paths, *figures_made]:
+        print(path.resolve())
+
+
+def _numbers_of(listed: str) -> tuple[int, ...]:
+    """'1,7' -> (1, 7). UserError for anything but whole numbers between commas."""
+    parts = listed.split(",")
+    if not all(part.strip().isdigit() for part in parts):
+        raise UserError(f"--tables: expected numbers between commas, such as 1,7,8,9, got {listed!r}")
+    return tuple(dict.fromkeys(int(part) for part in parts))
+
+
+def _seed(word: str | None) -> int:
+    if word is not None and not word.isdigit():
+        raise UserError(f"--seed: expected a whole number from 0 on, got {word!r}")
+    return int(word or 0)
+
+
+def _figures_for(out: Path, seeds: int, drawn: bool) -> list[Path]:
+    """The SVG files of Figures 1 to 4 in `out`: those that are there, and the missing ones drawn now."""
+    found = []
+    for number in (1, 2, 3, 4):
+        path = out / f"figure-{number}.svg"
+        if not path.exists() and (number == 1 or drawn):
+            FIGURES[path.stem](out, {} if number == 1 else {"seeds": seeds})
+        if path.exists():
+            found.append(path)
+    return found
+
+
+def study_of(words: list[str]) -> Callable[[], dict[str, Any]]:
+    """The study of real features for `RECIPE [--field value ...] [--runs DIR ...]`; call it to find or make its stages.
+
+    UserError for what cannot be meant.
+    """
+    from gambeson.commands import ask
+    from gambeson.theory.feature_sets import of_recipe
+
+    asked = ask(words, "theory --features", weights=False)
+    return lambda: asked.make("real features", of_recipe, asked.recipe)
+
+
+FIGURES: dict[str, Callable[[Path, dict[str, Any]], list[Path]]] = {
+    "guidance": guidance,
+    "figure-1": figure_1,
+    **{f"figure-{number}": figure_of_guidance(number) for number in (2, 3, 4)},
+}
 """The known figures: (folder, options) -> paths of the files written."""
 
 CHOICES = {
@@ -112,6 +247,14 @@ def record(setting: Setting, panels: list[Result], swept: list[Result]) -> dict[
         "execution": execution(),
         "versions": versions(),
     }
+
+
+def _figure_record(setting: Setting, panels: list[Result], differences: dict[str, Any]) -> dict[str, Any]:
+    """The content of figure-N.json: choices and panels as in guidance.json."""
+    from gambeson.canonical import plain
+
+    shown = [{**r.record(), "difference": differences.get(r.variant.name)} for r in panels]
+    return {"choices": CHOICES, "setting": plain(setting), "panels": shown}
 
 
 NOTE = (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,7 +56,7 @@ def draw(panels: Sequence[Panel], columns: int, heading: str, note: str) -> Figu
     axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
     for place, panel in zip(axes, panels, strict=True):
         _panel(place, panel)
-    figure.suptitle(heading, fontsize=11)
+    figure.suptitle(heading + "\n", fontsize=11, linespacing=0.6)  # air below it
     handles, names = axes[0].get_legend_handles_labels()
     legend = {"title": note, "title_fontsize": 8.5, "fontsize": 9, "frameon": False, "ncols": len(names)}
     figure.legend(handles, names, loc="outside lower center", **legend).get_title().set_multialignment("center")
@@ -87,14 +87,19 @@ def _means(axes: Axes, means: list[list[float]], marker: str, label: str, **look
 
 def write(panels: Sequence[Panel], columns: int, heading: str, note: str, stem: Path) -> list[Path]:
     """Draws STEM.svg and STEM.png, each whole or not at all; their paths. EnvironmentFault where they cannot be."""
+    return save(lambda: draw(panels, columns, heading, note), heading, stem)
+
+
+def save(figure: Callable[[], Figure], heading: str, stem: Path) -> list[Path]:
+    """Draws a figure in `STYLE` and saves it as STEM.svg and STEM.png, the same bytes each time; their paths."""
     import matplotlib
 
     style: Any = STYLE
     paths = [stem.with_name(f"{stem.name}.{kind}") for kind in ("svg", "png")]
     told = ({"Title": heading, "Date": None, "Creator": None}, {"Title": heading, "Software": None})
     with matplotlib.rc_context(style):
-        figure = draw(panels, columns, heading, note)
+        drawn = figure()
         for path, metadata in zip(paths, told, strict=True):
             with atomic(path) as draft:
-                figure.savefig(draft, format=path.suffix[1:], metadata=metadata)
+                drawn.savefig(draft, format=path.suffix[1:], metadata=metadata)
     return paths

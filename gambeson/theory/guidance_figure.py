@@ -7,7 +7,7 @@ is as strong as the others: its shift has the same mean length, relative to the 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -223,13 +223,23 @@ def measure(setting: Setting, variant: Variant, start: str, ratio: float) -> Res
     )
 
 
-def run(setting: Setting, told: Callable[[str], None] = lambda line: None) -> tuple[list[Result], list[Result]]:
-    """(every variant at every start; Figure 2's guided variants at the other ratios, from N(0, I))."""
+def run(
+    setting: Setting,
+    told: Callable[[str], None] = lambda line: None,
+    starts: Sequence[str] = tuple(STARTS),
+    names: Sequence[str] | None = None,
+) -> tuple[list[Result], list[Result]]:
+    """(every variant at every start; Figure 2's guided variants at the other ratios, from N(0, I)).
+
+    With `names` only these variants, at these starts, and no other ratios.
+    """
     panels = []
-    known = variants(setting.images)
-    for start in STARTS:
+    known = [v for v in variants(setting.images) if names is None or v.name in names]
+    for start in starts:
         told(f"start {start}: {len(known)} variants, {setting.seeds} seeds of {setting.images} samples each")
         panels += [measure(setting, variant, start, setting.ratio) for variant in known]
+    if names is not None:
+        return panels, []
     told(f"other strengths: {' and '.join(map(str, setting.swept))} of the step instead of {setting.ratio}")
     chosen = [v for v in known if v.name in FIGURE_2 and v.guidance is not None]
     first = next(iter(STARTS))
