@@ -8,7 +8,7 @@ from quality_worlds import covered, gaussian, rng, sample
 from gambeson.data.datasets import Digits
 from gambeson.errors import UserError
 from gambeson.quality.measured import HeldOutMeasure
-from gambeson.quality.memorisation import CopyTest, Memorisation, copies, looks_like_real, repeated
+from gambeson.quality.memorisation import CopyTest, Memorisation, copies, repeated
 from gambeson.quality.space import Pixels, Sample, embed
 
 TRAIN = sample([0.0, 10.0, 20.0])
@@ -87,26 +87,6 @@ def test_later_equal_images_are_repetitions():
     assert not repeated(gaussian(5000, 2, rng(0)).features).any()
 
 
-def test_a_real_set_given_as_synthetic_is_told():
-    """The digits themselves, in any order and also only half of them; other real images are none of it."""
-    real = Digits(train_images=400, validation_images=300).load()
-    parts = {n: embed(Pixels(), p.images) for n, p in (("train", real.train), ("validation", real.validation))}
-    shuffled = parts["train"].take(torch.randperm(400, generator=rng(0)))
-    told = looks_like_real(shuffled, parts)
-    assert told is not None
-    assert "400 of 400 synthetic images equal images of the real set (train)" in told
-    assert looks_like_real(parts["validation"].take(torch.arange(200)), {"train": parts["train"]}) is None
-    again = looks_like_real(parts["validation"], parts, most=100)
-    assert again is not None
-    assert "100 of 100" in again
-    assert "(validation)" in again
-    mixed = torch.cat([parts["train"].features[:100], torch.rand(100, 64, generator=rng(0))])
-    assert looks_like_real(Sample(mixed, None, "pixels"), parts) is not None
-    assert looks_like_real(Sample(mixed, None, "pixels"), parts, share=0.6) is None
-    rounded = Sample(shuffled.features * (1 + 1e-7), None, "pixels")  # a network in other batches
-    assert looks_like_real(rounded, parts) is not None
-
-
 def test_one_level_of_one_pixel_is_no_exact_copy():
     real = Digits(train_images=400, validation_images=300).load()
     train, held = embed(Pixels(), real.train.images), embed(Pixels(), real.validation.images)
@@ -125,8 +105,6 @@ def test_bad_input_is_refused():
         copies(held, held, held)
     with pytest.raises(UserError, match="one space of one dimension"):
         copies(gaussian(9, 4, rng(0)), train, held)
-    with pytest.raises(UserError, match="one space of one dimension"):
-        looks_like_real(gaussian(9, 4, rng(0)), {"train": train})
     with pytest.raises(UserError, match="quantile"):
         Memorisation(quantile=1.0)
     with pytest.raises(UserError, match="quantile"):

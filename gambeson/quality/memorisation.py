@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +12,7 @@ from torch import Tensor
 from gambeson.errors import require
 from gambeson.quality import intervals
 from gambeson.quality.measured import Measured
-from gambeson.quality.neighbours import EXACT_PAIRS, Index, index_of, method_of, nearest_of
+from gambeson.quality.neighbours import EXACT_PAIRS, Index, index_of, method_of
 from gambeson.quality.space import Sample, comparable
 from gambeson.randomness import image_keys
 from gambeson.robustness.intervals import wilson
@@ -85,29 +84,6 @@ def repeated(features: Tensor) -> Tensor:
     again = torch.zeros(len(features), dtype=torch.bool)
     again[order[1:]] = which[order[1:]] == which[order[:-1]]
     return again
-
-
-def looks_like_real(
-    synthetic: Sample, real: Mapping[str, Sample], *, share: float = 0.5, most: int = 2000, seed: int = 0
-) -> str | None:
-    """What to tell a user who gave real images as synthetic ones by mistake; None where it does not look so.
-
-    real: the parts of the real set by name ("train", ...), whole, since copies of images that are left out do not show.
-    Said where at least `share` of the synthetic images (`most` of them, drawn by the seed) equal one of a part, up to
-    a network's rounding (1e-5 of the features' spread). UserError for other spaces.
-    """
-    drawn = synthetic.drawn(most, seed, "quality/looks-like-real")
-    for name, part in real.items():
-        comparable(synthetic, part)
-        spread = float(part.features.double().var(0, correction=0).sum().sqrt())
-        apart = nearest_of(drawn.features, part.features).distances[:, 0]
-        same = int((apart <= 1e-5 * spread).sum())
-        if same >= share * len(drawn):
-            return (
-                f"{same} of {len(drawn)} synthetic images equal images of the real set ({name}) in {part.space}: "
-                "the real set seems to have been given as the synthetic one; give the folder of the generated images"
-            )
-    return None
 
 
 @dataclass(frozen=True, kw_only=True)

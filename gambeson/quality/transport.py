@@ -208,7 +208,7 @@ def _rows(
     comparable(real, synthetic)
     drawn = drawn_by_class(real, synthetic, solver.images, derive(seed, "transport"))
 
-    def mean(pairs: list[tuple[Points, Points]]) -> Cost:
+    def mean(pairs: list[tuple[np.ndarray, np.ndarray]]) -> Cost:  # of any numbers of images, class by class
         found = [solver.cost(a, b, power, derive(seed, "cost", k)).root(power) for k, (a, b) in enumerate(pairs)]
         weights = [d.share for d in drawn]  # classes are drawn apart, directions too: their variances add
         value = sum(w * c.value for w, c in zip(weights, found, strict=True))
