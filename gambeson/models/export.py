@@ -66,8 +66,8 @@ def save_robustbench(model: ClassifierNetwork, path: str | Path) -> None:
     Raises UserError for a network that the zoo has no class for, EnvironmentFault where nothing can be written.
     """
     tensors = robustbench_state_dict(model)
-    with atomic(Path(path)) as temporary:
-        torch.save(tensors, temporary)
+    with atomic(Path(path)) as temporary, open(temporary, "wb") as handle:
+        torch.save(tensors, handle)  # into a file without a name: torch writes the name into it
 
 
 def load_robustbench(path: str | Path, spec: WideResNetSpec | PreActResNetSpec) -> ClassifierNetwork:
