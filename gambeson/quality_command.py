@@ -58,7 +58,9 @@ options, besides every field (gambeson quality SYNTHETIC --data digits --help li
                    an .npz or .parquet file. With the --data.FIELD options of the training, so that the parts are equal
   --data-root DIR  where named image sets lie (default ./data or $GAMBESON_DATA)
   --against PART   the real images that are compared: {", ".join(PARTS)} (default train). Measures that need a part
-                   that nobody trained on take validation; with test they take test, and only then test images are read
+                   that nobody trained on take validation; with test they take test. Nothing is measured of test images
+                   otherwise; they are always compared with the synthetic ones byte for byte, to find a set that holds
+                   them
   --features F     the feature space: pixels (default); a classifier (a folder of `gambeson train`, a
                    classifier.safetensors, a checkpoint of RobustBench), whose penultimate layer it is; or, with
                    --trust, a TorchScript file that gives features (inception-2015-12-05.pt, for the FID of papers)

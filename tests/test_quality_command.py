@@ -157,9 +157,9 @@ def test_the_nearest_train_image_of_every_synthetic_one(store: Path, real: Image
     assert len(rows["position"]) == 200
     assert sorted(rows["position"]) == rows["position"]
     images = SyntheticStore.open(store).read(np.array(rows["position"]))[0].reshape(200, -1) / 255
-    train = real.train.images[torch.tensor(rows["train"])].flatten(1).numpy()
+    train = to_uint8(real.train.images)[rows["train"]].reshape(200, -1) / 255
     np.testing.assert_allclose(np.linalg.norm(images - train, axis=1), rows["distance"], atol=1e-4)
-    looked_at = set(sources.wanted_positions(len(real.train), 200, 0).tolist())
+    looked_at = set(sources.wanted_positions(len(real.train), 200, 0, "train").tolist())
     assert set(rows["train"]) <= looked_at
     named_copies = [m for m in result()["lines"] if m.get("measured", {}).get("name") == "copies of train"]
     assert np.mean(rows["copy"]) == pytest.approx(named_copies[0]["measured"]["value"])
@@ -361,6 +361,34 @@ def test_a_classifier_gives_the_space_and_is_compared(
         quality([str(store), *QUICK, "--measures", "transfer", "--classifier", "three"])
 
 
+@pytest.mark.parametrize("space", ["pixels", "classifier"])
+def test_the_train_images_in_8_bits_are_exact_copies(real: ImageSet, classifier: Path, space: str) -> None:
+    """Though digits are sixteenths, which no 8-bit number is. Of some of either, some are copies: drawn apart."""
+    store_of(Path("copy"), real.train.images, real.train.labels)
+    words = ["copy", "--data", "digits", "--workers", "1", "--measures", "memorisation", "--allow-copies"]
+    words += ["--features", "pixels" if space == "pixels" else str(classifier)]
+    for limit in ([], ["--limit", "100"]):
+        quality([*words, *limit, "--out", f"found{len(limit)}.json"])
+    whole, some = (
+        {line["measured"]["name"]: Measured(**line["measured"]) for line in json.loads(Path(name).read_text())["lines"]}
+        for name in ("found0.json", "found2.json")
+    )
+    same = whole["exact copies of train"]
+    assert (same.value, same.real, same.synthetic) == (1.0, 450, 300)
+    assert whole["copies of train"].low > 0.98
+    assert 0.15 < some["exact copies of train"].value < 0.55  # a third on average
+    rows = pq.read_table("found0.nearest.parquet").to_pydict()
+    assert all(rows["copy"])
+    assert rows["train"] == rows["position"]
+
+
+def test_the_help_says_that_test_images_are_compared() -> None:
+    """`count_copies` reads them whatever is asked for."""
+    told = " ".join(USAGE.split())
+    assert "they are always compared with the synthetic ones byte for byte" in told
+    assert "only then test images are read" not in told
+
+
 # ---- sets that are none, or do not fit ----
 
 
@@ -420,7 +448,7 @@ def test_sets_that_do_not_fit(real: ImageSet) -> None:
     for word, told in (
         ("large", "8 x 8 pixels"),
         ("colour", "of 1 channels"),
-        ("swapped", "classes of digits in order"),
+        ("swapped", "expected the classes of digits in"),
         ("more", "up to 16"),
         ("large.npz", "8 x 8 pixels"),
     ):

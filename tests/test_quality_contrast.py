@@ -135,6 +135,33 @@ def test_the_interval_of_the_area_covers_it():
     assert np.mean([(i.high - i.low) / 3.92 for i in found]) == pytest.approx(spread, rel=0.25)
 
 
+def apart(accuracies, n, seed):
+    """Verdicts of networks that err independently: an image has a threshold for every epsilon."""
+    right = np.random.default_rng(seed).random((len(accuracies), 2 * n)) < np.array(accuracies)[:, None]
+    return Contrast(tuple(0.1 * k for k in range(len(accuracies))), right, np.arange(2 * n) < n)
+
+
+@pytest.mark.parametrize("accuracies", [(0.5,) * 6, (0.9, 0.7, 0.5, 0.5, 0.5, 0.4)])
+def test_the_interval_covers_the_area_where_the_curve_is_at_chance(accuracies):
+    """... though six accuracies above and below chance, of networks that err apart, have an area above it."""
+    found = [apart(accuracies, 150, seed).interval(seed, 200) for seed in range(60)]
+    true = float(area_over_chance(tuple(0.1 * k for k in range(6)), np.array(accuracies)))
+    assert np.mean([i.estimate for i in found]) > true + 1e-3
+    assert np.mean([i.low <= true <= i.high for i in found]) >= 0.9
+    if true:
+        assert min(i.low for i in found) > 0.3 * true
+    else:
+        assert np.mean([i.low == 0 for i in found]) >= 0.9
+
+
+def test_an_accuracy_is_above_chance_only_if_it_is_for_that_many():
+    """120 of 200 has a Wilson's end of 0.531; for six of them at once (z = 2.638), of 0.507; 118 has 0.497."""
+    right = np.arange(200) < np.array([200, 120, 118, 100, 60, 118])[:, None]
+    curve_ = Contrast((0.0, 0.1, 0.2, 0.3, 0.4, 0.5), right, np.arange(200) % 2 == 0)
+    assert curve_.above().tolist() == [True, True, False, False, False, False]
+    assert Contrast((0.0,), right[2:3], curve_.real).above().tolist() == [True]
+
+
 def test_the_curve_is_kept_with_its_intervals():
     plain = curve((0.9, 0.7, 0.5), 100, 0).plain()
     assert plain["epsilon"] == [0.0, 0.1, 0.2]

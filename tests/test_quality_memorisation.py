@@ -8,7 +8,7 @@ from quality_worlds import covered, gaussian, rng, sample
 from gambeson.data.datasets import Digits
 from gambeson.errors import UserError
 from gambeson.quality.measured import HeldOutMeasure
-from gambeson.quality.memorisation import CopyTest, Memorisation, copies, repeated
+from gambeson.quality.memorisation import CopyTest, Memorisation, _below, repeated
 from gambeson.quality.space import Pixels, Sample, embed
 
 TRAIN = sample([0.0, 10.0, 20.0])
@@ -21,7 +21,6 @@ def test_a_copy_lies_nearer_than_the_quantile_of_held_out_images():
     assert test.threshold == 2.0  # 0.4 (4 + 1): the second
     made = sample([0.0, 11.9, 8.1, 16.0, 12.1])
     assert test(made.features).tolist() == [True, True, True, False, False]
-    assert copies(made, TRAIN, HELD, quantile=0.4).tolist() == [True, True, True, False, False]
     distances, positions = test.nearest(made.features)
     assert positions.tolist() == [0, 1, 1, 2, 1]
     assert distances.tolist() == pytest.approx([0, 1.9, 1.9, 4, 2.1], abs=1e-5)
@@ -31,7 +30,7 @@ def test_a_batch_at_a_time_finds_the_same_copies():
     train, held, made = gaussian(200, 4, rng(0)), gaussian(200, 4, rng(1)), gaussian(300, 4, rng(2), scale=0.5)
     test = CopyTest.against(train, held, quantile=0.1)
     parts = torch.cat([test(part) for part in made.features.split(37)])
-    assert torch.equal(parts, copies(made, train, held, quantile=0.1))
+    assert torch.equal(parts, test(made.features))
     assert 30 < int(parts.sum()) < 299
 
 
@@ -44,7 +43,8 @@ def test_honest_images_are_called_copies_as_often_as_the_quantile_says():
             gaussian(20, 3, rng(3 * s + 1)),
             gaussian(60, 3, rng(3 * s + 2)),
         )
-        shares.append(copies(made, train, held, quantile=0.1).double().mean().item())
+        test = CopyTest.against(train, held, quantile=0.1)
+        shares.append(test(made.features).double().mean().item())
     assert abs(np.mean(shares) - 0.1) < 3 * np.std(shares, ddof=1) / np.sqrt(150)
 
 
@@ -81,6 +81,37 @@ def test_intervals_cover_the_quantile():
     assert np.mean([r[0].high - r[0].low for r in rows]) < 0.12
 
 
+def test_copies_are_copies_however_few_held_out_images_there_are():
+    """Of 150 none marks a level below 1/151: exact copies, far below all their distances, are no less certain."""
+    train, held = gaussian(300, 6, rng(0)), gaussian(150, 6, rng(1))
+    near = Memorisation()(train, train, held_out=held, seed=0)[0]
+    assert (near.value, near.high) == (1.0, 1.0)
+    assert near.low == pytest.approx(0.9874, abs=1e-3)  # Wilson's of 300 of 300
+
+
+def test_the_share_below_what_held_out_images_mark_by_hand():
+    """Distances 4, 5, ... of 99: at the level 1/100 it is 4. At half that level 0 and 1 count in full, 3 by half."""
+    test = CopyTest.against(sample([0.0]), sample(torch.arange(4.0, 103.0)), quantile=0.01)
+    apart = torch.tensor([0.0, 1.0, 3.0, 4.5])
+    assert [_below(apart, test, level) for level in (0.01, 0.005, 0.0)] == [0.75, 0.625, 0.5]
+    assert _below(apart, test, 0.02) == 0.75 + 0.25
+
+
+@pytest.mark.parametrize(("part", "noise"), [(0.0, 0.0), (0.3, 0.0), (0.3, 0.01)])
+def test_intervals_cover_the_share_where_the_yardstick_is_short(part, noise):
+    """150 held-out images and the 1 % point; exact copies, and copies with noise, among honest images."""
+    rows, true = [], part + (1 - part) * 0.01
+    for s in range(60):
+        g = rng(s)
+        train, held, made = gaussian(200, 5, g), gaussian(150, 5, g), gaussian(300, 5, g).features
+        count = int((torch.rand(300, generator=g) < part).sum())
+        made[:count] = train.features[torch.randint(200, (count,), generator=g)]
+        made[:count] += noise * torch.randn(count, 5, generator=g)
+        rows.append(Memorisation()(train, sample(made), held_out=held, seed=s)[:1])
+    assert covered(rows, (true,))["copies of train"] >= 0.9
+    assert np.mean([r[0].high - r[0].low for r in rows]) < 0.14
+
+
 def test_later_equal_images_are_repetitions():
     z = torch.tensor([[1.0, 0.0], [2.0, 0.0], [1.0, -0.0], [3.0, 0.0], [2.0, 0.0], [1.0, 0.0]])
     assert repeated(z).tolist() == [False, False, True, False, True, True]
@@ -98,14 +129,14 @@ def test_one_level_of_one_pixel_is_no_exact_copy():
 
 def test_bad_input_is_refused():
     train, held = gaussian(50, 3, rng(0)), gaussian(99, 3, rng(1))
-    assert len(copies(train, train, held)) == 50
+    assert CopyTest.against(train, held)(train.features).all()
     with pytest.raises(UserError, match=r"at least 99 images \(for the 0.01 quantile of their distances\), got 98"):
-        copies(train, train, held.take(torch.arange(98)))
+        CopyTest.against(train, held.take(torch.arange(98)))
     with pytest.raises(UserError, match="not in train"):
-        copies(held, held, held)
+        CopyTest.against(held, held)
     with pytest.raises(UserError, match="one space of one dimension"):
-        copies(gaussian(9, 4, rng(0)), train, held)
+        Memorisation()(train, gaussian(9, 4, rng(0)), held_out=held, seed=0)
     with pytest.raises(UserError, match="quantile"):
         Memorisation(quantile=1.0)
     with pytest.raises(UserError, match="quantile"):
-        copies(train, train, held, quantile=0.0)
+        CopyTest.against(train, held, quantile=0.0)

@@ -21,6 +21,7 @@ from gambeson.quality.space import (
     comparable,
     embed,
     embed_source,
+    wanted_positions,
 )
 
 IMAGES = torch.rand(7, 3, 4, 4, generator=torch.Generator().manual_seed(0))
@@ -97,6 +98,21 @@ def test_a_limit_draws_by_seed_and_reads_little_more():
     assert all(tuple(row) in whole for row in found.features.tolist())
     assert len({tuple(row) for row in found.features.tolist()}) == 50
     assert sum(b - a for a, b in disk.read[:50]) < 500
+
+
+def test_sets_of_one_size_are_drawn_from_apart():
+    """A copy and its original lie at one position of both: drawn together, all copies would show, or none."""
+    whole = wanted_positions(100, 100, 0, "train")
+    assert torch.equal(whole, torch.arange(100))
+    drawn = {role: wanted_positions(400, 100, 0, role) for role in ("train", "validation", "synthetic")}
+    for role, places in drawn.items():
+        assert len(places.unique()) == 100
+        assert torch.equal(embed_source(Pixels(), (disk := Disk(400)), limit=100, role=role).features,
+                           embed_source(Pixels(), disk).features[places])  # fmt: skip
+        for other in set(drawn) - {role}:
+            assert torch.isin(places, drawn[other]).sum() < 50  # 25 on average
+    assert torch.equal(embed_source(Pixels(), disk, limit=100).features,
+                       embed_source(Pixels(), disk).features[drawn["synthetic"]])  # fmt: skip
 
 
 def test_images_that_nobody_gave_a_class():

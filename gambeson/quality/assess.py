@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from gambeson.data.imageset import ImageSet
 from gambeson.errors import UserError, require
-from gambeson.quality.features import Embedding, Features, features
+from gambeson.quality.features import SYNTHETIC, Embedding, Features, features
 from gambeson.quality.measured import Measured
 from gambeson.quality.memorisation import CopyTest
 from gambeson.quality.sources import Part, PartName, Synthetic
@@ -153,7 +153,7 @@ class Nearest:
     limit: int | None  # images whose features there are
 
 
-@stage(revision=1)
+@stage(revision=2)
 def list_nearest(
     work: Workspace, spec: Nearest, real: Features, synthetic: Features, held: Features, *, seed: int
 ) -> None:
@@ -162,8 +162,8 @@ def list_nearest(
     test = CopyTest.against(real.sample, held.sample, quantile=spec.quantile, queries=len(synthetic.sample))
     apart, places = test.nearest(synthetic.sample.features)
     columns = {
-        "position": wanted_positions(spec.images, spec.limit, seed).numpy(),
-        "train": wanted_positions(spec.train, spec.limit, seed)[places].numpy(),
+        "position": wanted_positions(spec.images, spec.limit, seed, SYNTHETIC).numpy(),
+        "train": wanted_positions(spec.train, spec.limit, seed, "train")[places].numpy(),
         "distance": apart.numpy(),
         "copy": (apart <= max(test.threshold, test.same)).numpy(),
     }

@@ -100,21 +100,37 @@ class Contrast:
         """`area_over_chance` of the curve."""
         return float(area_over_chance(self.epsilons, self.right.mean(1)))
 
+    def above(self, confidence: float = 0.95) -> Bool[np.ndarray, " e"]:
+        """Epsilons whose accuracy surely lies above chance: by Wilson's lower end, all of them at once (Bonferroni)."""
+        each = 1 - (1 - confidence) / len(self.right)
+        return np.array([wilson(int(row.sum()), len(row), each).low > CHANCE for row in self.right])
+
     def interval(self, seed: int, resamples: int = 1000, confidence: float = 0.95) -> Interval:
         """The area with its percentile interval over held-out images, drawn again jointly along the curve.
+
+        Its lower end is that of the signed area of the epsilons `above` chance, the others counting as chance, so 0
+        where there is none: an area without its parts below chance is too large by chance, and of samples of samples
+        it is so twice over. That leaves the upper end too high at worst.
+        """
+        curves, tail = self._resampled(seed, resamples), (1 - confidence) / 2
+        surely = np.where(self.above(confidence), curves - CHANCE, 0.0)
+        low = max(float(np.quantile(trapezoid(surely, self.epsilons, axis=-1), tail)), 0.0)
+        high = float(np.quantile(area_over_chance(self.epsilons, curves), 1 - tail))
+        return Interval(self.area, min(low, self.area), max(high, self.area))
+
+    def _resampled(self, seed: int, resamples: int) -> Float[np.ndarray, "r e"]:
+        """Accuracies of curves from held-out images with replacement.
 
         Real and synthetic ones are drawn apart, each with one right and one wrong image added (Agresti and Coull's,
         halved), so that the interval keeps a width where every image is told rightly.
         """
-        stream, areas = np.random.default_rng(derive(seed, "contrast")), []
+        stream, curves = np.random.default_rng(derive(seed, "contrast")), []
         each = max(CHUNK // self.right.shape[1], 1)
         for start in range(0, resamples, each):
             count = min(each, resamples - start)
             drawn = [_drawn(self.right[:, self.real == kind], count, stream) for kind in (True, False)]
-            areas.append(area_over_chance(self.epsilons, (drawn[0] + drawn[1]) / 2))
-        tail = (1 - confidence) / 2
-        low, high = np.quantile(np.concatenate(areas), [tail, 1 - tail])
-        return Interval(self.area, min(float(low), self.area), max(float(high), self.area))
+            curves.append((drawn[0] + drawn[1]) / 2)
+        return np.concatenate(curves)
 
     def plain(self) -> dict[str, Any]:
         """Epsilons, accuracies and the ends of their intervals, for a chart."""
@@ -199,7 +215,7 @@ class AdversarialContrast:
             "discriminators is not in it",
             note=f"{spec.norm}, epsilons up to {self.epsilons[-1]:.4g}; sources that are always told apart would have "
             f"{curve.largest:.4g}. Sets that differ in nothing have a little more than 0, since accuracies below "
-            f"chance count as chance.{self._cut(curve)}",
+            f"chance count as chance; the interval then begins at 0.{self._cut(curve)}",
         )
         return [arc] + [
             Measured(

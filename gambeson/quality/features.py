@@ -13,8 +13,13 @@ import torch
 
 from gambeson.canonical import digest as digest_of
 from gambeson.quality.sources import Part, Synthetic
-from gambeson.quality.space import FeatureSpace, Pixels, Sample, embed, embed_source
+from gambeson.quality.space import FeatureSpace, Pixels, Sample, embed_source
 from gambeson.store import Artifact, Workspace, atomic, stage
+
+SYNTHETIC = "synthetic"
+"""What the synthetic images are called where a limit draws some of them; a part of the real ones has its own name."""
+REVISION = 2
+"""Of what `embedded` makes; 2: real images in 8 bits, and a draw of its own for every kind of images."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,11 +31,20 @@ class Embedding:
 
 
 def embedded(spec: Embedding, images: Part | Synthetic, space: FeatureSpace, seed: int, device: str) -> Sample:
-    """The features, with labels. UserError for what `Sample` refuses (NaN, with the number of images that have it)."""
-    if isinstance(images, Part):
-        split = images.drawn(spec.limit, seed)
-        return embed(space, split.images, split.labels, batch_size=spec.batch_size, device=device)
-    return embed_source(space, images, limit=spec.limit, seed=seed, batch_size=spec.batch_size, device=device)
+    """The features, with labels. UserError for what `Sample` refuses (NaN, with the number of images that have it).
+
+    Real images pass through 8 bits as the synthetic ones did, so that an exact copy has the features of its original.
+    Of either kind a limit draws others: as many images of both are not the same positions.
+    """
+    return embed_source(
+        space,
+        images,
+        limit=spec.limit,
+        seed=seed,
+        role=images.name if isinstance(images, Part) else SYNTHETIC,
+        batch_size=spec.batch_size,
+        device=device,
+    )
 
 
 def _write(work: Workspace, spec: Embedding, images: Part | Synthetic, space: FeatureSpace, *, seed: int) -> None:
@@ -46,13 +60,13 @@ def _save(path: Path, values: torch.Tensor) -> None:
         np.save(file, values.numpy())
 
 
-@stage(revision=1)
+@stage(revision=REVISION)
 def embed_images(work: Workspace, spec: Embedding, images: Part | Synthetic, space: FeatureSpace, *, seed: int) -> None:
     """Writes features.npy and labels.npy of synthetic images or of a part of the real ones that is not test."""
     _write(work, spec, images, space, seed=seed)
 
 
-@stage(revision=1, reads_test=True)
+@stage(revision=REVISION, reads_test=True)
 def embed_test_images(work: Workspace, spec: Embedding, images: Part, space: FeatureSpace, *, seed: int) -> None:
     """The same of test images."""
     _write(work, spec, images, space, seed=seed)
@@ -76,7 +90,7 @@ def features(
 ) -> Features:
     """The features of these images: in pixels made in memory, through an encoder a stage that is made once."""
     if isinstance(space, Pixels):
-        made = digest_of("pixels of", images.digest, spec, seed)
+        made = digest_of("pixels of", REVISION, images.digest, spec, seed)
         return Features(made, lambda: embedded(spec, images, space, seed, device))
     work = embed_test_images if isinstance(images, Part) and images.name == "test" else embed_images
     kept: Artifact = once(work, spec, images, space, seed=seed)

@@ -66,15 +66,6 @@ class CopyTest:
         return self.nearest(features)[0] <= max(self.threshold, self.same)
 
 
-def copies(synthetic: Sample, train: Sample, held_out: Sample, *, quantile: float = 0.01) -> Tensor:
-    """bool [N]: which images are copies of train images (`CopyTest`); all features at once, or a batch at a time there.
-
-    UserError as `CopyTest.against` says.
-    """
-    comparable(synthetic, train)
-    return CopyTest.against(train, held_out, quantile=quantile, queries=len(synthetic))(synthetic.features)
-
-
 def repeated(features: Tensor) -> Tensor:
     """bool [N]: whether an equal image comes before it in the set, so that leaving these out keeps one of each."""
     # 64-bit keys of the contents; + 0 makes -0 and 0 one
@@ -159,8 +150,8 @@ def _against_yardstick(apart: Tensor, test: CopyTest) -> tuple[float, float]:
     """Interval of the share of distances [N] below the yardstick's quantile: chance of both squared and added.
 
     That of the images is Wilson's. That of the yardstick: the share below its quantiles at the ends of the interval of
-    the quantile's own level; further down than the yardstick reaches, in proportion to the level. (Newcombe 1998 and
-    Zou and Donner 2008 add the squared distances of both ends in this way.)
+    the quantile's own level (`_below`). (Newcombe 1998 and Zou and Donner 2008 add the squared distances of both ends
+    in this way.)
     """
     value = _below(apart, test, test.quantile)
     low, high = _ends(round(value * len(apart)), len(apart))
@@ -172,10 +163,19 @@ def _against_yardstick(apart: Tensor, test: CopyTest) -> tuple[float, float]:
 
 
 def _below(apart: Tensor, test: CopyTest, level: float) -> float:
-    """Share of the distances up to the yardstick's quantile at this level."""
+    """Share of the distances up to the yardstick's quantile at this level.
+
+    Where no held-out image marks that quantile it lies somewhere below the smallest distance of all: of the images
+    between that and its half as large a part counts as of the level is left. What is nearer than half counts in full,
+    however low the level: there are next to no honest images (their share falls as a high power of the distance).
+    """
     reached = max(level, 1 / (len(test.yardstick) + 1))
     limit = max(_quantile(test.yardstick, reached), test.same)
-    return float((apart <= limit).double().mean()) * level / reached
+    up_to = float((apart <= limit).double().mean())
+    if level == reached:
+        return up_to
+    surely = float((apart <= max(limit / 2, test.same)).double().mean())
+    return surely + (up_to - surely) * level / reached
 
 
 def _quantile(yardstick: Tensor, level: float) -> float:

@@ -54,7 +54,8 @@ def squared_distances(queries: Tensor, features: Tensor) -> Iterator[tuple[slice
 class Exact:
     """Compares each query with every image, in float64, a block at a time; features float32 [N, D] on any device.
 
-    Distances are those of the differences, so an equal image is at 0; of equally near ones the first come first.
+    Distances are those of the differences, so an equal image is at 0. Of equally near ones among the k the first come
+    first; which of them are among the k, where there is no room for all, is not promised.
     """
 
     features: Tensor

@@ -56,12 +56,9 @@ class Part:
         """Itself, or the test part with images that raise UserError when they are read."""
         return replace(self, split=Withheld(len(self.split))) if self.name == "test" else self
 
-    def drawn(self, limit: int | None, seed: int) -> Split:
-        """So many of the images, drawn without replacement by `seed`, in their order; all of them without a limit."""
-        if limit is None or limit >= len(self):
-            return self.split
-        places = wanted_positions(len(self), limit, seed)
-        return Split(self.split.images[places], self.split.labels[places])
+    def stretch(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        """Images in 8 bits, uint8 [N, H, W, C], and labels int64 [N], as a store of synthetic images gives them."""
+        return to_uint8(self.split.images[start:stop]), self.split.labels[start:stop].cpu().numpy()
 
 
 def open_set(word: str, real: ImageSet, once: Callable[..., Any]) -> Synthetic:
@@ -136,7 +133,7 @@ def count_copies(source: Synthetic, real: ImageSet, seed: int) -> Copies:
     one with probability 2^-48 at most). The test images are compared and nothing else is made of them: a synthetic set
     that holds them would spoil every number that comes later.
     """
-    positions = wanted_positions(len(source), LOOKED_AT, seed).numpy()
+    positions = wanted_positions(len(source), LOOKED_AT, seed, "copies").numpy()
     places = [positions[start : start + _ROWS] for start in range(0, len(positions), _ROWS)]
     marks = np.concatenate([_marks(source.read(part)[0]) for part in places])
     found = {name: int(np.isin(marks, _of_part(getattr(real, name))).sum()) for name in PARTS}

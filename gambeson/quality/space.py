@@ -187,7 +187,7 @@ def embed(
 
 @runtime_checkable
 class Source(Protocol):
-    """Images on disk that are read a stretch at a time (SyntheticStore, Chosen)."""
+    """Images in 8 bits that are read a stretch at a time (SyntheticStore, Chosen; `Part`, of real ones)."""
 
     def __len__(self) -> int: ...
 
@@ -200,18 +200,20 @@ def embed_source(
     *,
     limit: int | None = None,
     seed: int = 0,
+    role: str = "synthetic",
     batch_size: int = 500,
     device: str | torch.device = "cpu",
 ) -> Sample:
-    """Features of images on disk, uint8 [N, H, W, C], a batch in memory at a time.
+    """Features of images uint8 [N, H, W, C], on disk or elsewhere, a batch in memory at a time.
 
-    limit: that many at most, drawn without replacement by `seed`, in their order. Images that nobody gave a class have
-    label -1; where none has one, there are no labels. UserError for what `Sample` refuses and for limits below 1.
+    limit: that many at most, drawn without replacement by `seed` and `role`, in their order. Images that nobody gave a
+    class have label -1; where none has one, there are no labels. UserError for what `Sample` refuses and for limits
+    below 1.
     """
     require(limit is None or limit >= 1, "limit", "at least 1", limit)
     require(len(source) > 0, "images", "at least one", 0)
     features, labels = [], []
-    for part in wanted_positions(len(source), limit, seed).split(batch_size):
+    for part in wanted_positions(len(source), limit, seed, role).split(batch_size):
         images, classes = _read(source, part)
         pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
         features.append(_embedded(space, pixels, device))
@@ -220,11 +222,15 @@ def embed_source(
     return Sample(torch.cat(features), None if bool((known < 0).all()) else known, space.name)
 
 
-def wanted_positions(count: int, limit: int | None, seed: int) -> Tensor:
-    """Which of `count` images `embed_source` reads, ascending."""
+def wanted_positions(count: int, limit: int | None, seed: int, role: str) -> Tensor:
+    """Which of `count` images `embed_source` reads, ascending.
+
+    role: what the images are ("train", "synthetic"): sets of one size are drawn from apart, since images at the same
+    positions of both may belong together (a copy and its original).
+    """
     if limit is None or limit >= count:
         return torch.arange(count)
-    return torch.randperm(count, generator=generator(seed, "quality/limit"))[:limit].sort().values
+    return torch.randperm(count, generator=generator(seed, "quality/limit", role))[:limit].sort().values
 
 
 def _read(source: Source, positions: Tensor) -> tuple[np.ndarray, np.ndarray]:

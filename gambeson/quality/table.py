@@ -83,12 +83,14 @@ TABLE: dict[str, Entry] = {
         tells="How far the classes lie apart, beside how far those of real images do; what contrastive guidance is "
         "meant to raise.",
         source="trace ratio of Fisher's scatters; nearest centroid across halves",
+        revision=2,
     ),
     "memorisation": Entry(
         group="copying",
         tells="How many synthetic images copy train images (held-out images are the yardstick), or repeat each other.",
         source="nearest neighbours of train, held-out images beside",
         needs="held out",
+        revision=2,
     ),
     "transfer": Entry(
         group="training",
@@ -103,6 +105,7 @@ TABLE: dict[str, Entry] = {
         source="Sehwag et al. 2022 (PORT)",
         needs="images",
         fast=False,
+        revision=2,
     ),
     "cas": Entry(
         group="training",
