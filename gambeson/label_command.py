@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import torch
 
 from gambeson.data.chosen import Part
@@ -28,7 +27,7 @@ from gambeson.report import delivery
 from gambeson.robustness.subjects import Named, subject_of
 from gambeson.store import Artifact, Machine, Store, open_folder, read_json
 from gambeson.synthesis import label as labels
-from gambeson.synthesis.label import LABELS, REPORT, ByCondition, ByTeacher, Labeling, Soft, labelled_parts
+from gambeson.synthesis.label import LABELS, REPORT, ByCondition, ByTeacher, Labeling, Soft, labelled_parts, open_labels
 from gambeson.synthesis.teachers import open_teachers
 
 SELECTION = "chosen.parquet"
@@ -209,7 +208,7 @@ def _deliver(asked: Asked, source: Source, made: Artifact) -> None:
     for path in (rows, facts):
         delivery.copied(path, out)
     store = source.store if isinstance(source, Chosen) else source
-    with pq.ParquetFile(rows) as file:
+    with open_labels(rows) as file:
         Chosen.write_parts(out / SELECTION, store, (_placed(source, part) for part in labelled_parts(file)))
     found = read_json(facts)
     print("\n".join(table(found)))

@@ -192,6 +192,8 @@ def _given(asked: Asked, store: SyntheticStore) -> list[Named | ImageSet]:
     require(asked.model is not None or not networks, "--model", f"a classifier, which {name} goes by", asked.model)
     require(asked.model is None or bool(networks), "--model", f"nothing: {name} goes by no classifier", asked.model)
     require(asked.data is not None or "real" not in needs, "--data", "the real images, which are needed", asked.data)
+    unused = f"nothing: {name} compares with no real images"
+    require(asked.data is None or "real" in needs, "--data", unused, asked.data)
     height, width, channels = store.shape
     found: list[Named | ImageSet] = [subject_of(asked.model or "", (channels, height, width)) for _ in networks]
     return [*found, door(asked.data or "").load()] if "real" in needs else found
@@ -211,7 +213,7 @@ def _screen() -> Iterator[Any]:
 
 def _deliver(asked: Asked, store: SyntheticStore, made: Artifact) -> None:
     """The selection, which points to the store from its new place, and what is told of it."""
-    chosen, facts, out = Chosen.open(made.file(SELECTION)), made.file(REPORT), asked.out
+    chosen, facts, out = Chosen.open(made.file(SELECTION), store), made.file(REPORT), asked.out
     delivery.claim(out, made, SELECTION)
     Chosen.write_parts(out / SELECTION, store, chosen.parts())
     delivery.copied(facts, out)
@@ -230,9 +232,9 @@ def table(found: dict[str, Any], names: Sequence[str] | None) -> list[str]:
     shown = (list(names) if names and len(names) == classes else [str(k) for k in range(classes)])[:SHOWN]
     width = max(5, *map(len, shown))
     removed = "" if found["copies_removed"] is None else f", {sum(found['copies_removed']):,} of them copies"
+    asked = "all that have a label" if found["quota"] is None else f"{found['quota']:,} of each class asked for"
     return [
-        f"{sum(found['kept']):,} images kept, {found['quota']:,} of each class asked for; "
-        f"{found['left_out']:,} left out{removed}",
+        f"{sum(found['kept']):,} images kept, {asked}; {found['left_out']:,} left out{removed}",
         f"{'class':{width}} {'there':>10} {'kept':>10} {'short':>8} {'tied':>8}",
         *(
             f"{name:{width}} {found['available'][k]:>10,} {found['kept'][k]:>10,} "

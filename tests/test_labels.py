@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -18,10 +19,10 @@ from gambeson.data.chosen import SOFT
 from gambeson.data.datasets import Digits
 from gambeson.data.imageset import ImageSet
 from gambeson.data.label_safe import CutMix
-from gambeson.data.mixture import Mixture, check_synthetic
+from gambeson.data.mixture import Mixture, check_synthetic, same_names
 from gambeson.data.scores import as_numpy
 from gambeson.data.synthetic import Chosen, StoreWriter, SyntheticStore
-from gambeson.errors import UserError
+from gambeson.errors import EnvironmentFault, UserError
 from gambeson.label_command import USAGE, percent, table
 from gambeson.models.classifiers import classifier_header
 from gambeson.models.export import save_onnx
@@ -40,8 +41,10 @@ from gambeson.synthesis.label import (
     about_labels,
     label,
     labelled_parts,
+    open_labels,
     softened,
 )
+from gambeson.synthesis.pool import LabelFile, Piece, Pool
 from gambeson.synthesis.teachers import together
 from gambeson.threat import ThreatModel
 from gambeson.training.classifier import ClassifierTraining, batches_of, train_classifier
@@ -206,13 +209,15 @@ def test_labelling_stopped_anywhere_ends_in_the_same_bytes(
     assert told == counted
 
 
-def saved(folder: Path, classes: int = 3, channels: int = 1, side: int = SIDE, weight: float | None = None) -> Path:
+def saved(
+    folder: Path, classes: int = 3, channels: int = 1, side: int = SIDE, weight: float | None = None, names: tuple = ()
+) -> Path:
     """A classifier of ours on disk."""
     folder.mkdir(exist_ok=True)
     model = ResNetSpec(width=4).build(channels, classes, 0)
     if weight is not None:
         model.load_state_dict({name: value * weight for name, value in model.state_dict().items()})
-    header = classifier_header(model, (channels, side, side))
+    header = classifier_header(model, (channels, side, side)) | ({"class_names": list(names)} if names else {})
     save_tensors(folder / "classifier.safetensors", model.state_dict(), header)
     return folder
 
@@ -284,8 +289,123 @@ def test_a_classifier_of_classes_with_other_names_is_refused(store: SyntheticSto
     model = ResNetSpec(width=4).build(1, 3, 0)
     model.save_pretrained(tmp_path / "c", shape=(1, SIDE, SIDE), class_names=("dog", "cat", "eel"))
     subject = subject_of(str(tmp_path / "c"), (1, SIDE, SIDE))
-    with pytest.raises(UserError, match=r"classes cat, dog, eel, in this order, got one of dog, cat, eel"):
+    with pytest.raises(
+        UserError, match=r"the images in their order, cat, dog, eel; got dog, cat, eel, another from class 0"
+    ):
         labelled(tmp_path / "l", Labeling(), store, subject)
+
+
+def test_numbers_in_another_order_are_other_classes(tmp_path: Path) -> None:
+    """A teacher of classes 0, 1, 2 does not label a store of 2, 1, 0; as a stage, too; one that names none does."""
+    numbers = ("0", "1", "2")
+    folder = saved(tmp_path / "teacher", names=numbers)
+    write_json(folder / "done.json", {"files": {p.name: checksum(p) for p in folder.iterdir()}})
+    stage, plain = Artifact("train_classifier", "0" * 64, folder), saved(tmp_path / "plain")
+    turned = made_store(tmp_path / "turned", CONDITIONS, FIRST, names=numbers[::-1])
+    for each in (stage, subject_of(str(folder), (1, SIDE, SIDE))):
+        with pytest.raises(UserError, match=r"order, 2, 1, 0; got 0, 1, 2, another from class 0 on"):
+            labelled(tmp_path / "l", Labeling(), turned, each)
+    labelled(tmp_path / "l", Labeling(), turned, subject_of(str(plain), (1, SIDE, SIDE)))
+    straight = made_store(tmp_path / "straight", CONDITIONS, FIRST, names=numbers)
+    labelled(tmp_path / "m", Labeling(), straight, stage)
+    unnamed, other = made_store(tmp_path / "u", CONDITIONS, FIRST, names=()), saved(tmp_path / "o", names=numbers[::-1])
+    with pytest.raises(UserError, match="another from class 0 on"):  # of two teachers
+        labelled(tmp_path / "n", Labeling(), unnamed, stage, subject_of(str(other), (1, SIDE, SIDE)))
+
+
+@pytest.mark.parametrize(
+    ("told", "wanted", "fits"),
+    [
+        ("", "abc", True),
+        ("abc", "", True),
+        ("abc", "abc", True),
+        ("ab", "abc", True),
+        ("012", "abc", True),
+        ("abc", "012", True),
+        ("0123", "012", True),
+        ("acb", "abc", False),
+        ("abcd", "abc", False),
+        ("210", "012", False),
+        ("012", "210", False),
+        ("021", "210", False),
+    ],
+)
+def test_names_that_agree(told: str, wanted: str, fits: bool) -> None:
+    assert same_names(tuple(told), tuple(wanted)) == fits
+
+
+def test_a_trained_classifier_names_its_classes(real: ImageSet, tmp_path: Path) -> None:
+    spec = replace(TINY, optimisation=replace(TINY.optimisation, steps=1), validations=1)
+    folder = Store(tmp_path).once(train_classifier, spec, real, None, seed=3).folder
+    assert subject_of(str(folder / "classifier.safetensors"), (1, 8, 8)).class_names == real.class_names
+
+
+# ---- damage ----------------------------------------------------------------------------------------------------------
+
+
+def spoilt(path: Path) -> None:
+    """A hundred zero bytes in the middle."""
+    data = bytearray(path.read_bytes())
+    middle = len(data) // 2
+    data[middle - 50 : middle + 50] = bytes(100)
+    path.write_bytes(data)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-20])
+
+
+def pieces_of(store: SyntheticStore, path: Path) -> list[Piece]:
+    return list(Pool(store, LabelFile(path)).pieces())
+
+
+def soft_rows_of(path: Path) -> list:
+    with open_labels(path) as file:
+        return list(labelled_parts(file))
+
+
+@pytest.mark.parametrize("damage", [spoilt, cut])
+def test_damage_is_noticed_and_named(damage: Callable[[Path], None], tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    many = made_store(tmp_path / "s", [0] * 200, draw.integers(0, 3, 200).tolist())
+    path, _ = labelled(tmp_path / "l", Labeling(soft=Soft()), many, Reader(0))
+    Chosen.write(tmp_path / "chosen.parquet", many, np.arange(200), many.labels, draw.dirichlet([1, 1, 1], 200))
+    damage(path)
+    with pytest.raises(EnvironmentFault, match=r"labels\.parquet: expected .*got a damaged file .* label again"):
+        pieces_of(many, path)
+    with pytest.raises(EnvironmentFault, match=r"labels\.parquet: expected .*got a damaged file"):
+        soft_rows_of(path)
+    damage(tmp_path / "chosen.parquet")
+    for column in tmp_path.glob("*.npy"):
+        column.unlink()
+    with pytest.raises(EnvironmentFault, match=r"chosen\.parquet: expected .*got a damaged file .*copy it again"):
+        Chosen.open(tmp_path / "chosen.parquet")
+
+
+def test_files_of_earlier_versions_are_read(store: SyntheticStore, tmp_path: Path) -> None:
+    """Pages without a checksum."""
+    path, _ = labelled(tmp_path / "l", Labeling(), store, Reader(0))
+    Chosen.write(tmp_path / "chosen.parquet", store, np.arange(3), np.arange(3))
+    for each in (path, tmp_path / "chosen.parquet"):
+        pq.write_table(pq.read_table(each), each, write_page_checksum=False)
+    assert sum(len(piece.labels) for piece in pieces_of(store, path)) == 8
+    assert Chosen.open(tmp_path / "chosen.parquet").labels.tolist() == [0, 1, 2]
+
+
+def test_what_is_no_selection_is_the_caller_s_mistake(tmp_path: Path) -> None:
+    (tmp_path / "text.parquet").write_text("no Parquet")
+    pq.write_table(pa.table({"position": [1]}), tmp_path / "other.parquet")
+    for name in ("text", "other", "nowhere"):
+        with pytest.raises(UserError, match=rf"{name}\.parquet: expected a selection from a store"):
+            Chosen.open(tmp_path / f"{name}.parquet")
+
+
+def test_a_part_that_was_damaged_is_labelled_again(store: SyntheticStore, tmp_path: Path) -> None:
+    straight, _ = labelled(tmp_path / "straight", Labeling(), store, Reader(0))
+    part = tmp_path / "l" / "parts" / f"{0:012d}.parquet"
+    part.parent.mkdir(parents=True)
+    part.write_bytes(b"PAR1 and no more")
+    assert labelled(tmp_path / "l", Labeling(), store, Reader(0))[0].read_bytes() == straight.read_bytes()
 
 
 # ---- soft labels on their way ----------------------------------------------------------------------------------------
@@ -547,6 +667,13 @@ def test_the_command_labels_and_delivers(place: Path, graph: Path, capsys: pytes
     assert {p: p.stat().st_mtime_ns for p in Path("runs").rglob("labels.parquet")} == before
     assert command(*words[:3], "--out", "out") == 2  # another result's folder
     assert "another result's" in capsys.readouterr().err
+
+
+def test_a_store_that_moved_is_labelled_again_at_its_new_place(place: Path) -> None:
+    assert command("store", "--teacher", "one", "--out", "out") == 0
+    Path("store").rename("moved")
+    assert command("moved", "--teacher", "one", "--out", "out") == 0
+    assert Chosen.open(Path("out/chosen.parquet")).store.root.resolve() == (place / "moved").resolve()
 
 
 def test_a_selection_is_labelled_and_points_to_its_store(place: Path) -> None:

@@ -97,6 +97,29 @@ def test_a_selection_is_delivered_and_found_again(run: Any, place: Path, tmp_pat
     assert "got another result's" in complaint
 
 
+def test_a_store_that_moved_is_selected_from_at_its_new_place(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The finished selection points to where the store was."""
+    shutil.copytree(place / "store", tmp_path / "store")
+    words = ["--labels", str(place / "labels"), "--score", "LabelMargin", "--per-class", "3"]
+    where = ["--out", str(tmp_path / "out"), "--runs", str(tmp_path / "runs"), "--workers", "1"]
+    assert main(["select", str(tmp_path / "store"), *words, *where]) == 0
+    (tmp_path / "store").rename(tmp_path / "moved")
+    assert main(["select", str(tmp_path / "moved"), *words, *where]) == 0, capsys.readouterr().err
+    chosen = open_synthetic(tmp_path / "out")
+    assert isinstance(chosen, Chosen)
+    assert chosen.store.root.resolve() == (tmp_path / "moved").resolve()
+
+
+def test_all_images_kept_is_said_as_it_is(run: Any, tmp_path: Path) -> None:
+    code, told, complaint = run("--score", "LabelMargin")
+    assert (code, complaint) == (0, "")
+    assert "60 images kept, all that have a label; 0 left out" in told
+    facts = json.loads((tmp_path / "out" / "selection.json").read_text())
+    assert (facts["quota"], facts["short"], sum(facts["kept"])) == (None, {}, COUNT)
+
+
 def test_scores_by_a_classifier_are_kept_and_taken_again(run: Any, place: Path, tmp_path: Path) -> None:
     teacher, other = (str(place / name / "classifier.safetensors") for name in ("teacher", "other"))
     code, told, _ = run("--score", "ParameterGradientNorm", "--keep", "0.5", "--model", teacher)
@@ -124,7 +147,7 @@ def test_real_images_copies_and_a_threat(run: Any, place: Path, tmp_path: Path) 
     facts = json.loads((tmp_path / "out" / "selection.json").read_text())
     assert facts["score"]["loss"]["threat"] == {"class": "ThreatModel", "norm": "l2", "epsilon": 0.3}
     assert sum(facts["copies_removed"]) == facts["left_out"] > 0  # some of these digits are train images here
-    assert "of them copies" in told
+    assert f"{sum(facts['copies_removed'])} of them copies" in told
 
 
 def test_too_many_asked_for_is_said(run: Any, tmp_path: Path) -> None:
@@ -146,6 +169,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "no such scores": (["--scores", "0" * 64], "expected scores with a meta.json"),
     "no model": (["--score", "OwnCentroid"], "--model: expected a classifier, which OwnCentroid goes by"),
     "model for nothing": (["--score", "LabelMargin", "--model", "x"], "goes by no classifier"),
+    "data for nothing": (["--score", "LabelMargin", "--data", "digits"], "--data: expected nothing: LabelMargin"),
     "no such model": (["--score", "OwnCentroid", "--model", "nowhere"], "nothing here"),
     "no data": (["--score", "Discriminator"], "--data: expected the real images"),
     "compile": (["--score", "LabelMargin", "--compile"], "--compile"),

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -29,7 +30,9 @@ from gambeson.models.classifiers import classifier_header
 from gambeson.models.files import save_tensors
 from gambeson.models.network import ClassifierNetwork
 from gambeson.models.resnet import ResNetSpec
+from gambeson.quality import discriminator
 from gambeson.quality.discriminator import Discrimination
+from gambeson.quality.memorisation import CopyTest
 from gambeson.randomness import image_keys, uniform
 from gambeson.recipe import Recipe, class_table, fill_threat
 from gambeson.robustness.losses import TRADES, PGDAdversarial
@@ -40,7 +43,7 @@ from gambeson.synthesis import scorers
 from gambeson.synthesis.centroids import Centroids, class_means, features_of, pool_centroids
 from gambeson.synthesis.kept_scores import KeptScores
 from gambeson.synthesis.pool import Context, LabelFile, Pool, Rows
-from gambeson.synthesis.select import Selection, select
+from gambeson.synthesis.select import Selection, _Beside, select
 from gambeson.threat import ThreatModel
 from gambeson.training.loop import Optimisation
 
@@ -73,13 +76,13 @@ def real() -> ImageSet:
     return Digits(train_images=60, validation_images=200).load()
 
 
-def store_of(images: Tensor, labels: np.ndarray, root: Path, block: int = 20) -> SyntheticStore:
+def store_of(images: Tensor, labels: np.ndarray, root: Path, block: int = 20, names: tuple = ()) -> SyntheticStore:
     """A store of these images, in shards of two blocks."""
     pixels = to_uint8(images)
     writer = StoreWriter(root=root, blocks=-(-len(images) // block), blocks_per_shard=2)
     for i, start in enumerate(range(0, len(images), block)):
         writer.put(i, pixels[start : start + block], labels[start : start + block], {})
-    writer.finish({"source": "test"})
+    writer.finish({"source": "test"} | ({"class_names": list(names)} if names else {}))
     return SyntheticStore.open(root)
 
 
@@ -91,7 +94,9 @@ def store(real: ImageSet, tmp_path_factory: pytest.TempPathFactory) -> Synthetic
     return store_of((images + 0.3 * noise) / 1.3, labels.numpy(), tmp_path_factory.mktemp("store") / "images")
 
 
-def classifier(folder: Path, seed: int, classes: int = CLASSES, shape: tuple[int, int, int] = (1, 8, 8)) -> Ours:
+def classifier(
+    folder: Path, seed: int, classes: int = CLASSES, shape: tuple[int, int, int] = (1, 8, 8), names: tuple = ()
+) -> Ours:
     """A network that was never trained, with batch norms that do something."""
     model = ResNetSpec(width=4).build(shape[0], classes, seed)
     draw = torch.Generator().manual_seed(seed)
@@ -99,7 +104,8 @@ def classifier(folder: Path, seed: int, classes: int = CLASSES, shape: tuple[int
         if name.endswith("running_mean"):
             buffer.copy_(0.1 * torch.randn(buffer.shape, generator=draw))
     folder.mkdir(parents=True, exist_ok=True)
-    save_tensors(folder / "classifier.safetensors", model.state_dict(), classifier_header(model, shape))
+    header = classifier_header(model, shape) | ({"class_names": list(names)} if names else {})
+    save_tensors(folder / "classifier.safetensors", model.state_dict(), header)
     return Ours(str(folder / "classifier.safetensors"))
 
 
@@ -223,7 +229,7 @@ def test_random_is_uniform_and_of_its_seed(store: SyntheticStore, labels: LabelF
     assert abs(np.corrcoef(first, second)[0, 1]) < 0.03
 
 
-def test_the_three_separabilities_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_three_separabilities_by_hand() -> None:
     """Centroids (0, 0), (4, 0), and none of the third class; an image of class 0 at (3, 4)."""
     means, present = torch.tensor([[0.0, 0.0], [4.0, 0.0], [9.0, 9.0]]).double(), torch.tensor([True, True, False])
     centroids, x, y = Centroids(means, present), torch.tensor([[3.0, 4.0], [0.0, 0.0]]), torch.tensor([0, 0])
@@ -447,6 +453,12 @@ def test_scores_are_kept_found_again_and_resumed(
     _, facts = choose(spec, progress=lambda done, total: told.append(done))
     assert told[0] > whole[0]
     assert told[-1] == COUNT
+    kept = store.root / "scores" / facts["scores"]
+    resumed = [pq.read_table(path) for path in sorted(kept.glob("*.parquet"))]
+    shutil.rmtree(kept)
+    choose(replace(spec, per_class=1))
+    assert [pq.read_table(path) for path in sorted(kept.glob("*.parquet"))] == resumed
+    assert len(resumed) == len(whole)
     told.clear()
     chosen, again = choose(replace(spec, per_class=3), progress=lambda done, total: told.append(done))
     assert (told, again["scores"], len(chosen)) == ([], facts["scores"], 30)
@@ -458,6 +470,82 @@ def test_scores_are_kept_found_again_and_resumed(
     _, against = choose(Selection(score=scorers.Separability(of="real")))
     meta = json.loads((store.root / "scores" / against["scores"] / "meta.json").read_text())
     assert meta["against"] == "train"
+
+
+def test_scores_of_two_trainings_are_never_mixed(
+    choose: Chooser, store: SyntheticStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Broken in the second shard, and gone on with where the networks come out otherwise: all are the new ones'."""
+    monkeypatch.setattr(pools, "TOGETHER", 16)
+    score = replace(SCORERS["discriminator"], seed=11)
+    train, shift = discriminator.train_discriminator, 0
+
+    def breaking(done: int, total: int) -> None:
+        if done > store.rows[0]:
+            raise KeyboardInterrupt
+
+    def elsewhere(once: Any, spec: Any, pair: Any, *, seed: int) -> Any:
+        assert shift is not None, "nothing is trained"
+        return train(once, spec, pair, seed=seed + shift)
+
+    monkeypatch.setattr(discriminator, "train_discriminator", elsewhere)
+    before = {*(store.root / "scores").glob("*")}
+    with pytest.raises(KeyboardInterrupt):
+        choose(Selection(score=score, per_class=1), progress=breaking)
+    (partial,) = {*(store.root / "scores").glob("*")} - before
+    shift = 1
+    facts = choose(Selection(score=score, per_class=2))[1]
+    assert facts["scores"] != partial.name
+    folder = store.root / "scores" / facts["scores"]
+    found = [pq.read_table(path) for path in sorted(folder.glob("*.parquet"))]
+    shutil.rmtree(partial)
+    shutil.rmtree(folder)
+    assert choose(Selection(score=score, per_class=3))[1]["scores"] == facts["scores"]
+    assert [pq.read_table(path) for path in sorted(folder.glob("*.parquet"))] == found
+    shift = None  # found whole
+    assert choose(Selection(score=score, per_class=4))[1]["scores"] == facts["scores"]
+
+
+def test_what_a_killed_selection_left_goes(choose: Chooser, tmp_path: Path) -> None:
+    spec = Selection(score=scorers.LabelMargin(), per_class=2)
+    choose(spec)
+    (folder,) = (path for path in tmp_path.iterdir() if (path / "selection.json").is_file())
+    for name in (".scores", ".scores-x1y2"):
+        (folder / name).mkdir()
+        (folder / name / "labels").write_bytes(bytes(3))
+    choose(spec)
+    assert sorted(path.name for path in folder.iterdir() if path.is_dir()) == []
+    with _Beside.open(folder, 3):  # always the same name, so that the next start finds it
+        assert [path.name for path in folder.iterdir() if path.is_dir()] == [".scores"]
+    assert not (folder / ".scores").exists()
+
+
+def test_all_that_is_there_is_no_quota(choose: Chooser) -> None:
+    chosen, facts = choose(Selection(score=scorers.LabelMargin()))
+    assert (facts["quota"], facts["short"], len(chosen)) == (None, {}, COUNT - 3)
+    assert facts["kept"] == facts["available"]
+
+
+def test_classes_in_another_order_are_refused(
+    choose: Chooser, real: ImageSet, given_by_name: dict[str, Any], tmp_path: Path
+) -> None:
+    """Of store and real images, store and classifier, and, where the store names none, classifier and real images."""
+    names = tuple(map(str, range(9, -1, -1)))
+    stranger = classifier(tmp_path / "stranger", 1, names=names)
+    images, kinds = real.validation.images[:20], real.validation.labels[:20].numpy()
+    turned = store_of(images, kinds, tmp_path / "turned" / "images", names=names)
+    unnamed = store_of(images, kinds, tmp_path / "unnamed" / "images")
+    at = {s.root: label_file(s.root.parent / "labels.parquet", s, np.zeros((20, 10))) for s in (turned, unnamed)}
+    own, of_real = Selection(score=scorers.OwnCentroid()), Selection(score=scorers.OwnCentroid(of="real"))
+    with pytest.raises(UserError, match=r"the synthetic images: expected the classes of the real images .*class 0 on"):
+        choose(of_real, at[turned.root], turned)
+    with pytest.raises(UserError, match=r"ResNet of .*: expected the classes of the real images"):
+        choose(of_real, at[unnamed.root], unnamed, teacher=stranger)
+    choose(of_real, at[unnamed.root], unnamed)
+    choose(own, at[turned.root], turned, teacher=stranger)
+    straight = classifier(tmp_path / "straight", 1, names=real.class_names)
+    with pytest.raises(UserError, match=r"the synthetic images: expected the classes of ResNet of"):
+        choose(own, at[turned.root], turned, teacher=straight)
 
 
 def test_scores_of_another_teacher_are_refused_unless_asked(
@@ -563,6 +651,31 @@ def test_copies_of_train_images_are_left_out_and_counted(
     at = label_file(tmp_path / "o" / "labels.parquet", only, logits[:20])
     with pytest.raises(UserError, match="got 20 copies and no other; the real set seems"):
         select.work(Workspace(tmp_path), Selection(remove_copies=True), only, at, given_by_name["real"])
+
+
+def test_exact_copies_are_at_no_distance_and_the_yardstick_is_made_once(
+    real: ImageSet, tmp_path: Path, given_by_name: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Real images are compared as 8 bits hold them; these are sixteenths, which 8 bits round."""
+    noise = torch.rand(20, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    images, kinds = torch.cat([real.train.images[:20], noise]), real.train.labels[:20].repeat(2).numpy()
+    pool = store_of(images, kinds, tmp_path / "images")
+    at = label_file(tmp_path / "l" / "labels.parquet", pool, np.zeros((40, CLASSES)))
+    made, against = [], CopyTest.against
+
+    def counted(*args: Any, **options: Any) -> CopyTest:
+        made.append(1)
+        return against(*args, **options)
+
+    monkeypatch.setattr(CopyTest, "against", counted)
+    context = context_of(Pool(pool, at), given_by_name, tmp_path)
+    score = scorers.TrainDistance().bind(context)
+    rows = rows_at(context.pool, np.arange(40))
+    assert score(rows)[:20].tolist() == [0.0] * 20
+    assert bool((score(rows)[20:] > context.copies.same).all())
+    made.clear()
+    select.work(Workspace(tmp_path), Selection(remove_copies=True), pool, at, given_by_name["real"])
+    assert len(made) == 1
 
 
 def test_selections_that_cannot_be_meant_are_refused() -> None:

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gambeson.data.compact import compact, open_column, write_column
+from gambeson.data.intact import Intact
 from gambeson.data.reading import SyntheticStore
 from gambeson.data.scores import as_arrow, as_numpy
 from gambeson.data.shards import batches_of
@@ -73,7 +74,7 @@ class Chosen:
             try:
                 for table in map(_table, parts):
                     noted = table.replace_schema_metadata(_points_to(path, store))
-                    writer = writer or pq.ParquetWriter(temporary, noted.schema)
+                    writer = writer or pq.ParquetWriter(temporary, noted.schema, write_page_checksum=True)
                     require(noted.schema == writer.schema, "selection", f"parts like the first, {writer.schema}", noted)
                     writer.write_table(noted)
                     count += len(noted)
@@ -84,20 +85,23 @@ class Chosen:
         _write_columns(path)
 
     @staticmethod
-    def open(path: Path) -> Chosen:
-        """Opens a selection and the store that it points to, whose records are compared (`SyntheticStore.check`)."""
-        try:
-            with pq.ParquetFile(path) as file:
-                place = (file.schema_arrow.metadata or {})[b"store"].decode()
-                columns = [_column(file, path, name) for name in ("position", "label")]
-                soft = _rows(file, path) if SOFT in file.schema_arrow.names else None
-        except (pa.ArrowInvalid, KeyError) as error:
-            raise UserError(
-                f"{path}: expected a selection from a store (chosen.parquet), got something else ({error}); give the "
-                "folder of the store, or that of a selection"
-            ) from error
-        store = SyntheticStore.open((path.parent / place).resolve()).check()
-        return Chosen(store, columns[0], columns[1], soft)
+    def open(path: Path, store: SyntheticStore | None = None) -> Chosen:
+        """Opens a selection and the store that it points to, whose records are compared (`SyntheticStore.check`).
+
+        store: the one to take in place of that, wherever it lies now; the same images, which nothing here compares.
+        UserError for what is no selection, EnvironmentFault, naming the file, for a damaged one.
+        """
+        with _selection(path) as file:
+            noted = (file.schema_arrow.metadata or {}).get(b"store")
+            if noted is None or not {"position", "label"} <= set(file.schema_arrow.names):
+                raise UserError(
+                    f"{path}: expected {_WANTED}, got something else ({', '.join(file.schema_arrow.names)}); give the "
+                    "folder of the store, or that of a selection"
+                )
+            columns = [_column(file, path, name) for name in ("position", "label")]
+            soft = _rows(file, path) if SOFT in file.schema_arrow.names else None
+        found = store or SyntheticStore.open((path.parent / noted.decode()).resolve()).check()
+        return Chosen(found, columns[0], columns[1], soft)
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -160,6 +164,15 @@ class Chosen:
         return images, self.compact_labels[start:stop].astype(np.int64)
 
 
+_WANTED = "a selection from a store (chosen.parquet)"
+
+
+def _selection(path: Path) -> Intact:
+    """The file of a selection. UserError where there is none."""
+    require(path.is_file(), f"{path}", _WANTED, "none there")
+    return Intact(path, _WANTED, "copy it again, or remove its folder and start the command that made it again")
+
+
 def _table(part: Part) -> pa.Table:
     """A part as a table. UserError for soft labels that are no probabilities."""
     columns: dict[str, Any] = {name: part[i].astype(np.int64) for i, name in enumerate(("position", "label"))}
@@ -195,7 +208,7 @@ def _column_file(path: Path, name: str) -> Path:
 
 def _write_columns(path: Path) -> None:
     """The columns of a selection as .npy, in place of those of an earlier one."""
-    with pq.ParquetFile(path) as file:
+    with _selection(path) as file:
         targets = {name: _column_file(path, name) for name in file.schema_arrow.names}
         for name, target in targets.items():
             with atomic(target) as temporary:

@@ -274,7 +274,7 @@ def check_synthetic(source: LabelledSource, real: ImageSet) -> None:
 def check_images(source: LabelledSource, real: ImageSet) -> None:
     """UserError where synthetic images are no images of the real set, whatever their labels: other size or channels,
     classes of other names, not one image."""
-    _check_names(source, real)
+    _check_names_of(source, real)
     channels, height, width = real.shape
     if source.shape != (height, width, channels):
         raise UserError(
@@ -286,21 +286,41 @@ def check_images(source: LabelledSource, real: ImageSet) -> None:
         raise UserError("synthetic images: expected at least one, got an empty set; generate or import some")
 
 
-def _check_names(source: LabelledSource, real: ImageSet) -> None:
-    """UserError where both sets name their classes, and differently; numbers in order name nothing."""
+def _check_names_of(source: LabelledSource, real: ImageSet) -> None:
+    """UserError where both sets name their classes, and differently."""
     store = source.store if isinstance(source, Chosen) else source
     told = tuple(store.provenance.get("class_names") or ()) if isinstance(store, SyntheticStore) else ()
-    plain = tuple(map(str, range(max(len(told), len(real.class_names)))))
-    unnamed = told == plain[: len(told)]
-    if unnamed or told == real.class_names[: len(told)]:
+    fix = "Take the set made for these, or rename its class folders so that they sort like these and import it again"
+    check_names(told, real.class_names, whose="synthetic images", wanted_by=real.name, fix=fix)
+
+
+def check_names(told: tuple[str, ...], wanted: tuple[str, ...], *, whose: str, wanted_by: str, fix: str) -> None:
+    """UserError where two sides name their classes, by label, and differently. Empty: a side names none.
+
+    The first may name fewer. Numbers in order ("0", "1", ...) name nothing, unless the other side has numbers among its
+    names, in another order. whose, wanted_by: the sides in words; fix: what to do.
+    """
+    if same_names(told, wanted):
         return
-    if real.class_names == plain[: len(real.class_names)] and not set(told) & set(plain):
-        return
+    pairs = enumerate(zip(told, wanted, strict=False))
+    first = next((k for k, (a, b) in pairs if a != b), min(len(told), len(wanted)))
     raise UserError(
-        f"synthetic images: expected the classes of {real.name} in order, {', '.join(real.class_names[:12])}, got "
-        f"{', '.join(told[:12])}: labels would mean other classes. Take the set made for these, or rename its class "
-        "folders so that they sort like these and import it again"
+        f"{whose}: expected the classes of {wanted_by} in their order, {_listed(wanted)}; got {_listed(told)}, another "
+        f"from class {first} on: labels would mean other classes. {fix}"
     )
+
+
+def same_names(told: tuple[str, ...], wanted: tuple[str, ...]) -> bool:
+    """Whether both may name the same classes, as `check_names` says."""
+    if not told or not wanted or told == wanted[: len(told)]:
+        return True
+    plain = tuple(map(str, range(max(len(told), len(wanted)))))
+    named = [names for names in (told, wanted) if names != plain[: len(names)]]
+    return not named or (len(named) == 1 and not set(named[0]) & set(plain))
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    return ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
 
 
 def from_uint8(pixels: np.ndarray) -> Images:

@@ -87,6 +87,11 @@ class Ours:
         spec = spec_of(self.saved.facts["network"], self.place)
         return f"{type(spec).__name__.removesuffix('Spec')} of {self.place}"
 
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """What its logits stand for, in their order, where its files say so; empty: they do not."""
+        return tuple(map(str, self.saved.facts.get("class_names") or ()))
+
     def network(self) -> ClassifierNetwork:
         """The network on the CPU."""
         return self.saved.load()

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gambeson.robustness.intervals import wilson
@@ -72,8 +73,11 @@ class Tally:
 
     @staticmethod
     def noted(path: Path) -> bool:
-        """Whether a part has its counts: those of earlier versions have not, and are made again."""
-        return _NOTE in (pq.read_schema(path).metadata or {})
+        """Whether a part has its counts: those of earlier versions, and what is no Parquet any more, are made again."""
+        try:
+            return _NOTE in (pq.read_schema(path).metadata or {})
+        except (pa.ArrowException, OSError):
+            return False
 
     @staticmethod
     def read(path: Path) -> Tally:

@@ -12,12 +12,16 @@ import torch
 
 from gambeson import canonical
 from gambeson.data.scores import Scores, ScoreWriter, as_numpy
+from gambeson.data.synthetic import SyntheticStore
 from gambeson.errors import UserError, require, unknown
-from gambeson.synthesis.pool import Context, Piece, Pool, Rows, Score, Scorer
+from gambeson.store import read_json
+from gambeson.synthesis.pool import Context, Piece, Pool, Rows, Score, Scorer, TrainingScorer
 from gambeson.types import PerImage, Progress
 
-REVISION = 1
+REVISION = 2
 """Raised when a scorer's meaning changes."""
+TRAINED = "trained"
+"""What a scorer says of the weights of its own networks."""
 COLUMN = "score"
 """The name of the scores that a selection keeps."""
 
@@ -86,17 +90,36 @@ def _short(digests: list[str]) -> str:
 def keep_scores(score: Scorer, context: Context, digests: Mapping[str, str], progress: Progress) -> KeptScores:
     """Computes the scores of the shards that have none, and says where they are.
 
-    digests: of what the scorer needs. The scorer's own digest is taken over it, these, and the labels. progress: told
-    (images scored, images).
+    digests: of what the scorer needs. The scorer's own digest is taken over it, these, the labels, and the weights of
+    networks that it trains itself: scores that a break left are gone on with by the same networks only, while those of
+    all images serve whoever trained for them. progress: told (images scored, images).
     """
-    pool = context.pool
+    pool, bound = context.pool, None
     about = _about(score, pool, digests)
+    if isinstance(score, TrainingScorer):
+        if (whole := _whole(pool.store, about)) is not None:
+            return KeptScores(digest=whole, other_teacher=True)
+        bound = score.trained(context)
+        about[TRAINED] = bound.digest
     against = "train" if "real" in digests else None
     writer = ScoreWriter(store=pool.store, digest=canonical.digest(about), scorer=about, against=against)
     missing = writer.missing()
     if missing:
-        _write(writer, score.bind(context), pool, frozenset(missing), progress)
+        _write(writer, bound or score.bind(context), pool, frozenset(missing), progress)
     return KeptScores(digest=writer.digest, other_teacher=True)
+
+
+def _whole(store: SyntheticStore, about: dict[str, Any]) -> str | None:
+    """The digest of scores of all images by such a scorer, whatever networks it trained; None where there are none."""
+    for path in sorted(store.root.glob("scores/*/meta.json")):
+        meta, digest = read_json(path), path.parent.name
+        scorer = meta.get("scorer")
+        if not isinstance(scorer, dict) or meta.get("store") != store.digest or TRAINED not in scorer:
+            continue
+        writer = ScoreWriter(store=store, digest=digest, scorer=scorer, against="train")
+        if scorer == {**about, TRAINED: scorer[TRAINED]} and not writer.missing():
+            return digest
+    return None
 
 
 def _about(score: Scorer, pool: Pool, digests: Mapping[str, str]) -> dict[str, Any]:

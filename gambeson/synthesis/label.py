@@ -16,6 +16,7 @@ import torch
 from gambeson.data.chosen import Part
 from gambeson.data.exchange.outgoing import class_names
 from gambeson.data.exchange.stores import Source
+from gambeson.data.intact import Intact
 from gambeson.data.mixture import from_uint8
 from gambeson.data.scores import as_arrow, as_numpy
 from gambeson.data.shards import batches_of
@@ -133,7 +134,7 @@ def label(work: Workspace, spec: Labeling, synthetic: Artifact | Source, *teache
         if not (path.is_file() and Tally.noted(path)):
             table = _labelled(work, spec, source, opened, range(first, min(first + size, len(source))))
             with atomic(path) as temporary:
-                pq.write_table(table, temporary)
+                pq.write_table(table, temporary, write_page_checksum=True)
         work.progress(min(first + size, len(source)), len(source))
     _finish(work, spec, source, opened, list(parts.values()))
 
@@ -208,9 +209,15 @@ def _finish(work: Workspace, spec: Labeling, source: Source, teachers: list[Teac
 def _join(parts: list[Path], path: Path, about: dict[str, Any]) -> None:
     """One file of several, a part at a time in memory; `about` stands in its schema's metadata."""
     metadata = {"labeling": json.dumps(about, sort_keys=True)}
-    with pq.ParquetWriter(path, pq.read_schema(parts[0]).with_metadata(metadata)) as writer:
+    with pq.ParquetWriter(path, pq.read_schema(parts[0]).with_metadata(metadata), write_page_checksum=True) as writer:
         for part in parts:
-            writer.write_table(pq.read_table(part).replace_schema_metadata(metadata))
+            with open_labels(part) as file:
+                writer.write_table(file.read().replace_schema_metadata(metadata))
+
+
+def open_labels(path: Path) -> Intact:
+    """A labels.parquet. UserError for something else, EnvironmentFault, naming it, for a damaged one."""
+    return Intact(path, "labels.parquet of a labelling", "remove it and label again (gambeson label), or copy it again")
 
 
 def about_labels(file: pq.ParquetFile) -> dict[str, Any]:

@@ -9,18 +9,20 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import numpy as np
-import pyarrow.parquet as pq
 import torch
 
 from gambeson.data.imageset import ImageSet
-from gambeson.data.mixture import from_uint8
+from gambeson.data.intact import Intact
+from gambeson.data.mixture import from_uint8, to_uint8
 from gambeson.data.scores import as_numpy
 from gambeson.data.shards import batches_of
 from gambeson.data.synthetic import SyntheticStore
 from gambeson.errors import UserError, require
 from gambeson.models.network import ClassifierNetwork
+from gambeson.quality.memorisation import CopyTest
+from gambeson.quality.space import Pixels, embed
 from gambeson.store import Artifact, checksum
-from gambeson.synthesis.label import about_labels
+from gambeson.synthesis.label import about_labels, open_labels
 from gambeson.types import Images, Labels, Logits, PerImage
 
 LABELS = "labels.parquet"
@@ -113,13 +115,10 @@ class Pool:
             require(not missing, f"{self.labels.path}", "columns label, condition and logits", file.schema_arrow.names)
             return file.metadata.num_rows, about_labels(file)
 
-    def open(self) -> pq.ParquetFile:
-        """labels.parquet. UserError where there is none."""
+    def open(self) -> Intact:
+        """labels.parquet. UserError where there is none, EnvironmentFault, naming it, where it is damaged."""
         require(self.labels.path.is_file(), "labels", "a labels.parquet", f"{self.labels.path}")
-        try:
-            return pq.ParquetFile(self.labels.path)
-        except ValueError as error:  # pyarrow's word for what is no Parquet
-            raise UserError(f"{self.labels.path}: expected labels.parquet of a labelling, got {error}") from error
+        return open_labels(self.labels.path)
 
     @cached_property
     def classes(self) -> int:
@@ -172,6 +171,18 @@ def _cuts(place: int, count: int, starts: np.ndarray, size: int) -> Iterator[tup
 
 
 @dataclass(frozen=True)
+class TrainedScore:
+    """A score by networks that were trained for it; digest: of their weights."""
+
+    score: Score
+    digest: str
+
+    def __call__(self, rows: Rows) -> PerImage:
+        """Scores [B], larger is better."""
+        return self.score(rows)
+
+
+@dataclass(frozen=True)
 class Context:
     """What a scorer may use: the pool, and of classifiers and real images those that it says it needs."""
 
@@ -192,6 +203,17 @@ class Context:
         assert self.real is not None, "the scorer did not say that it needs real images"
         return self.real
 
+    @cached_property
+    def copies(self) -> CopyTest:
+        """What tells copies of real train images, by their pixels in 8 bits: all that a store has of an image.
+
+        UserError where the real validation images are too few for a yardstick.
+        """
+        real = self.real_set()
+        parts = (from_uint8(to_uint8(part.images)) for part in (real.train, real.validation))
+        train, held_out = (embed(Pixels(), images) for images in parts)
+        return CopyTest.against(train, held_out, queries=len(self.pool.store))
+
 
 @runtime_checkable
 class Scorer(Protocol):
@@ -206,4 +228,13 @@ class Scorer(Protocol):
 
     def bind(self, context: Context) -> Score:
         """The score of one image, by the networks and images at hand."""
+        ...
+
+
+@runtime_checkable
+class TrainingScorer(Scorer, Protocol):
+    """A scorer that trains networks of its own, which come out otherwise elsewhere: scores are theirs alone."""
+
+    def trained(self, context: Context) -> TrainedScore:
+        """`bind`, with what tells these networks from others."""
         ...

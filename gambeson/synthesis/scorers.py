@@ -5,27 +5,26 @@ Centroids and gradients are those of a classifier: the teacher's, or the encoder
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from gambeson.errors import require
 from gambeson.models.network import ClassifierNetwork
 from gambeson.quality.discriminator import Discrimination, DiscriminatorScore
-from gambeson.quality.memorisation import CopyTest
-from gambeson.quality.space import Pixels, embed
 from gambeson.randomness import image_keys, uniform
-from gambeson.robustness.attack_losses import threat_of
+from gambeson.robustness.attack_losses import Network, threat_of
 from gambeson.robustness.inner import last
 from gambeson.robustness.losses import TRADES, PGDAdversarial
 from gambeson.synthesis.centroids import Centroids, features_of, pool_centroids, real_centroids
 from gambeson.synthesis.gradient_norms import ParameterNorms, cross_entropy, input_norms, last_layer_norms
 from gambeson.synthesis.kept_scores import KeptScores
-from gambeson.synthesis.pool import Context, Role, Rows, Score
+from gambeson.synthesis.pool import Context, Role, Rows, Score, TrainedScore
 from gambeson.types import Images, Labels, Logits, PerImage
 
 
@@ -307,9 +306,25 @@ class Discriminator:
 
     def bind(self, context: Context) -> Score:
         """Trains them, or finds them trained; larger looks more real."""
+        return self.trained(context)
+
+    def trained(self, context: Context) -> TrainedScore:
+        """The same; the digest is that of both networks' weights."""
         score, pool = DiscriminatorScore(discrimination=self.discrimination), context.pool
         judged = score.fit(context.once, context.real_set().train, pool.store, seed=self.seed, device=pool.device)
-        return lambda rows: judged(rows.positions, rows.images)
+        digest = weights_digest([judge.model for judge in judged.judges])
+        return TrainedScore(lambda rows: judged(rows.positions, rows.images), digest)
+
+
+def weights_digest(models: Sequence[Network]) -> str:
+    """SHA-256 of the weights and buffers of networks, in this order, wherever and on whatever device they are."""
+    state = hashlib.sha256()
+    for model in models:
+        assert isinstance(model, nn.Module)
+        for name, value in model.state_dict().items():
+            state.update(f"{name} {value.dtype} {list(value.shape)}".encode())
+            state.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return state.hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -323,15 +338,9 @@ class TrainDistance:
         """Real images."""
         return ("real",)
 
-    def test(self, context: Context) -> CopyTest:
-        """Which distances are those of copies, by the real validation images. UserError where these are too few."""
-        real, pixels = context.real_set(), Pixels()
-        train, held_out = (embed(pixels, part.images) for part in (real.train, real.validation))
-        return CopyTest.against(train, held_out, queries=len(context.pool.store))
-
     def bind(self, context: Context) -> Score:
         """The distance."""
-        test = self.test(context)
+        test = context.copies
         return lambda rows: test.nearest(rows.images.flatten(1).cpu())[0]
 
 

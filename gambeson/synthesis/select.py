@@ -5,20 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import combinations
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from shutil import rmtree
 from typing import Any
 
 import numpy as np
 
 from gambeson import canonical
+from gambeson.data.exchange.outgoing import class_names
 from gambeson.data.imageset import ImageSet
+from gambeson.data.mixture import check_names
 from gambeson.data.synthetic import Chosen, SyntheticStore
 from gambeson.errors import UserError, require
 from gambeson.models.network import ClassifierNetwork
 from gambeson.quality.discriminator import inside
 from gambeson.robustness.subjects import OURS, Named, Ours
-from gambeson.store import Artifact, Workspace, stage, write_json
+from gambeson.store import Artifact, Workspace, open_folder, stage, write_json
 from gambeson.synthesis.kept_scores import KeptScores, keep_scores, scored
 from gambeson.synthesis.label import softened
 from gambeson.synthesis.pool import LABELS, TOGETHER, Context, LabelFile, Pool, Score, Scorer
@@ -58,8 +61,10 @@ class Selection:
         copies = ("real",) if self.remove_copies and "real" not in self.score.needs else ()
         return (*self.score.needs, *copies)
 
-    def quota(self, images: int, classes: int) -> int:
-        """How many of each class, of so many labelled images."""
+    def quota(self, images: int, classes: int) -> int | None:
+        """How many of each class, of so many labelled images; None: all there are."""
+        if self.per_class is None and self.keep == 1:
+            return None
         return max(round(self.keep * images / classes), 1) if self.per_class is None else self.per_class
 
 
@@ -154,8 +159,8 @@ def select(
     given: what `spec.needs` names, in that order. Scores that look at images are kept beside the store, shard by shard:
     a start after a break goes on, and another number of images finds them. The others lie on disk meanwhile, so that
     memory does not grow with the images. A class that holds too few fills what it has, and is reported (`short`).
-    UserError for labels, classifiers or real images that do not fit the store, for scores that are not finite, and
-    where no image is left.
+    UserError for labels, classifiers or real images that do not fit the store or name its classes in another order,
+    for scores that are not finite, and where no image is left.
     """
     pool = _pool(work, synthetic, labelled)
     context, digests = _context(work, spec, given, pool)
@@ -182,9 +187,8 @@ def _kept(score: Scorers | TrainDistance, context: Context, digests: Mapping[str
 
 def _leave_out_copies(context: Context, digests: Mapping[str, str], work: Workspace, beside: _Beside) -> list[int]:
     """Takes the labels from copies of train images; how many of each class they were."""
-    distance, removed = TrainDistance(), np.zeros(context.pool.classes, np.int64)
-    score = _kept(distance, context, digests, work).bind(context)
-    test = distance.test(context)
+    removed, test = np.zeros(context.pool.classes, np.int64), context.copies
+    score = _kept(TrainDistance(), context, digests, work).bind(context)
     for piece in context.pool.pieces(looks=False):
         near = piece.inside[scored(score, piece) <= max(test.threshold, test.same)]
         beside.labels[near + piece.start] = -1
@@ -210,12 +214,17 @@ def _context(work: Workspace, spec: Selection, given: Sequence[Given], pool: Poo
     assert len(given) == len(spec.needs), f"select: expected {spec.needs} besides images and labels, got {len(given)}"
     opened: dict[str, Any] = {}
     digests: dict[str, str] = {}
+    named = [("the synthetic images", class_names(pool.store))]
     for name, each in zip(spec.needs, given, strict=True):
         if isinstance(each, ImageSet):
             opened[name], digests[name] = _fitting(each, pool), each.digest
+            named.append((f"the real images ({each.name})", each.class_names))
         else:
             subject = Ours(str(each.file(OURS))) if isinstance(each, Artifact) else each
             opened[name], digests[name] = _opened(subject, pool), subject.digest
+            named.append((subject.title, subject.class_names if isinstance(subject, Ours) else ()))
+    for (whose, told), (wanted_by, wanted) in combinations(named, 2):
+        check_names(told, wanted, whose=whose, wanted_by=wanted_by, fix="Take those that were made for one another")
     return Context(pool, inside(work), **opened), digests
 
 
@@ -257,10 +266,15 @@ class _Beside:
     @staticmethod
     @contextmanager
     def open(folder: Path, rows: int) -> Iterator[_Beside]:
-        """Room for so many images."""
-        with TemporaryDirectory(dir=folder, prefix=".scores-") as place:
-            path = Path(place)
+        """Room for so many images; what a killed process left there goes first."""
+        path = folder / ".scores"
+        for left in (path, *folder.glob(".scores-*")):  # earlier versions gave each start another name
+            rmtree(left, ignore_errors=True)
+        open_folder(path)
+        try:
             yield _Beside(path, np.memmap(path / "labels", np.int32, "w+", shape=(rows,)))
+        finally:
+            rmtree(path, ignore_errors=True)
 
     def fill(self, pool: Pool, score: Score) -> float | None:
         """Scores and labels of the pool; how often the teacher agrees with the condition (None without conditions)."""
@@ -302,13 +316,12 @@ def _choose(work: Workspace, spec: Selection, pool: Pool, beside: _Beside) -> di
     for _, _, kinds in _chunks(scores, labels, classes):
         available += np.bincount(kinds, minlength=classes + 1)
     quota = spec.quota(int(available[:classes].sum()), classes)
-    everything = spec.per_class is None and spec.keep == 1
-    bars = _bars(scores, labels, classes, len(labels) if everything else quota)
+    bars = _bars(scores, labels, classes, len(labels) if quota is None else quota)
     kept = np.zeros(classes, np.int64)
     counted = _counted(_above(bars, scores, labels, classes), labels, kept)
     with pool.open() as file:
         Chosen.write_parts(work.folder / "chosen.parquet", pool.store, softened(file, counted))
-    short = {str(k): int(quota - n) for k, n in enumerate(kept) if n < quota}
+    short = {} if quota is None else {str(k): int(quota - n) for k, n in enumerate(kept) if n < quota}
     if short and spec.per_class is not None:
         work.say(f"select: {len(short)} of {classes} classes hold fewer than {quota} images; see selection.json")
     return {

@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
 from gambeson.data.exchange.stores import Source
-from gambeson.data.mixture import from_uint8
+from gambeson.data.mixture import check_names, from_uint8
 from gambeson.errors import UserError, require
 from gambeson.models.classifiers import load_classifier
 from gambeson.models.memory import lacks_memory
@@ -26,12 +25,16 @@ TeacherFiles = Artifact | Named
 
 @dataclass(frozen=True)
 class Teacher:
-    """One classifier, opened: what a reader is told that it is, the digest of its content, and its logits."""
+    """One classifier, opened: what a reader is told that it is, the digest of its content, and its logits.
+
+    names: of its classes, where its file has them.
+    """
 
     title: str
     digest: str
     classes: int
     model: Network
+    names: tuple[str, ...] = ()
 
     def logits(self, images: Images, first: int) -> Logits:
         """[B, K] float32 on the CPU. UserError for an answer that is not finite; first: the first image's position."""
@@ -56,8 +59,8 @@ def together(logits: Sequence[Logits]) -> Logits:
 def open_teachers(given: Sequence[TeacherFiles], source: Source, names: Sequence[str], device: str) -> list[Teacher]:
     """The teachers on the device, each tried on the first images.
 
-    UserError, naming both, for one of other classes than `names` (empty: not known) or than the other teachers, for
-    conditions beyond its classes, and for one that does not take these images.
+    UserError, naming both, for one of other classes than `names` (empty: not known) or than the other teachers, or of
+    the same in another order, for conditions beyond its classes, and for one that does not take these images.
     """
     require(len(given) > 0, "teachers", "at least one classifier", 0)
     require(len(source) > 0, "images to label", "at least one", 0)
@@ -65,10 +68,15 @@ def open_teachers(given: Sequence[TeacherFiles], source: Source, names: Sequence
     top = int(source.compact_labels.max()) + 1
     for each in opened:
         _check_classes(each, opened[0], names, top)
-    for subject in given:
-        if isinstance(subject, Ours):
-            _check_names(subject, names)
+        _check_names(each, tuple(names), "the images")
+        _check_names(each, opened[0].names, opened[0].title)
     return opened
+
+
+def _check_names(teacher: Teacher, names: tuple[str, ...], wanted_by: str) -> None:
+    """UserError where the teacher's file names its classes otherwise."""
+    fix = "Take one that was trained on these classes in this order"
+    check_names(teacher.names, names, whose=teacher.title, wanted_by=wanted_by, fix=fix)
 
 
 def _check_classes(teacher: Teacher, first: Teacher, names: Sequence[str], top: int) -> None:
@@ -100,7 +108,8 @@ def _opened(given: TeacherFiles, source: Source, device: str) -> Teacher:
         model = given.open(device)
     if isinstance(subject, Ours):
         _check_shape(subject, title, source)
-    return Teacher(title, subject.digest, _classes(title, model, source, device), model)
+    names = subject.class_names if isinstance(subject, Ours) else ()
+    return Teacher(title, subject.digest, _classes(title, model, source, device), model, names)
 
 
 def _check_shape(subject: Ours, title: str, source: Source) -> None:
@@ -111,17 +120,6 @@ def _check_shape(subject: Ours, title: str, source: Source) -> None:
         raise UserError(
             f"{title}: expected a classifier of the images' {[channels, height, width]} (channels, height, width), got "
             f"one that was trained on {list(made_for)}; take one for images of this size"
-        )
-
-
-def _check_names(subject: Ours, names: Sequence[str]) -> None:
-    """UserError where the classifier's folder names its classes otherwise than the images do."""
-    told: Any = subject.saved.facts.get("class_names")
-    plain = [str(k) for k in range(len(names))]
-    if told and names and plain not in (list(told), list(names)) and list(told) != list(names):
-        raise UserError(
-            f"{subject.title}: expected a classifier of the classes {_shown(names)}, in this order, got one of "
-            f"{_shown(told)}: its labels would mean other classes"
         )
 
 

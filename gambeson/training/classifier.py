@@ -188,7 +188,8 @@ def train_classifier(
     seed: int,
 ) -> None:
     """Writes classifier.safetensors: averaged weights; in its header the curve of loss and validation accuracy, the
-    best and the last robust accuracy on the validation images, and which of them these weights have.
+    best and the last robust accuracy on the validation images, which of them these weights have, and the names of the
+    classes.
 
     chosen: synthetic images to mix in, a selection's stage or the images themselves. start: weights to begin with.
     Raises UserError for synthetic images that do not fit the real ones, for soft labels with MART, for a class without
@@ -337,7 +338,8 @@ def _write(work: Workspace, spec: ClassifierTraining, state: TrainingState, real
     }
     model = state.averaged
     assert isinstance(model, ClassifierNetwork)
-    header = {**classifier_header(model, real.shape), "log": state.log, "selection": selection}
+    told = {"class_names": list(real.class_names), "log": state.log, "selection": selection}
+    header = {**classifier_header(model, real.shape), **told}
     if spec.noise is not None:
         header["noise"] = spec.noise
     save_tensors(Path(work.folder) / "classifier.safetensors", tensors, header)
