@@ -124,7 +124,8 @@ def prepare_denoiser(recipe: Recipe, seed: int, once: Once) -> Artifact:
         recipe.check_classes(denoiser.classes)
         recipe.generation.check_denoiser(denoiser)
         return made
-    return once(train_denoiser, recipe.denoiser, recipe.data.load(), seed=seed)
+    own = recipe.denoiser.seed
+    return once(train_denoiser, recipe.denoiser, recipe.data.load(), seed=seed if own is None else own)
 
 
 def prepare_encoder(recipe: Recipe, kind: EncoderKind, seed: int, once: Once) -> Artifact:

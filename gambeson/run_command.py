@@ -12,7 +12,8 @@ from gambeson.options import MACHINE_OPTIONS, take, take_flag, take_machine, tak
 from gambeson.pipeline import check_plan
 from gambeson.recipe import Recipe
 from gambeson.recipes import RECIPES
-from gambeson.recipes.asked import OWN_OPTIONS, Asked, ask, is_images, is_recipe, load_recipe
+from gambeson.recipes.asked import OWN_OPTIONS, TIMINGS, Asked, ask, is_images, is_recipe, load_recipe
+from gambeson.recipes.costs import remembered
 from gambeson.recipes.presets import PRESETS, preset
 from gambeson.run import execute
 from gambeson.store import Machine, atomic
@@ -31,13 +32,15 @@ derived from them and from this machine, and its reasons are printed
 RUN_OPTIONS = f"""options of the run, besides the recipe's fields (gambeson run digits --help lists them):
 {MACHINE_OPTIONS}  --preset NAME    sampler, noise levels, guidance and encoder at once: {", ".join(PRESETS)}
   --print-recipe   print the recipe file with the overrides applied, and do nothing
+  --dry-run        check images, shapes and numbers, print the plan and what it costs, and make nothing
+  --price D        dollars that an hour of the machine costs, for --dry-run
 {OWN_OPTIONS}"""
 
 
 def run(argv: list[str]) -> None:
     """gambeson run RECIPE|IMAGES [OPTIONS]"""
     if not argv or argv[0] in ("--help", "-h"):
-        recipes = "\n".join(f"  {name:10} {what}" for name, what in RECIPES.items())
+        recipes = "\n".join(f"  {name:12} {what}" for name, what in RECIPES.items())
         print(RUN.format(recipes=recipes, sets=", ".join(_sets())), RUN_OPTIONS, sep="\n")
         return
     words = list(argv)
@@ -47,11 +50,15 @@ def run(argv: list[str]) -> None:
     if {"--help", "-h"} & set(words):
         print(RUN_OPTIONS)
     runs, machine, only_print = take_runs(words), take_machine(words), take_flag(words, "--print-recipe")
+    dry, price = take_flag(words, "--dry-run"), _price(words)
     recipe, reasons = _told(word, words, machine, runs.resolve())
     if reasons:
         print(*(f"{'#' if only_print else '-'} {reason}" for reason in reasons), sep="\n", flush=True)
     if only_print:
         print(files.dump(recipe))
+        return
+    if dry:
+        _foretell(recipe, runs.resolve(), machine, price)
         return
     made = _make(recipe, runs, machine, "gambeson run " + " ".join(argv))
     if reasons:
@@ -73,6 +80,27 @@ def _told(word: str, words: list[str], machine: Machine, runs: Path) -> tuple[Re
         check_plan(recipe, recipe.arms)
         reasons = [*reasons, *images.forecast(recipe)]
     return recipe, reasons
+
+
+def _price(words: list[str]) -> float | None:
+    word = take(words, "--price")
+    try:
+        price = None if word is None else float(word)
+    except ValueError:
+        price = -1.0
+    if price is not None and not 0 <= price < 1e6:
+        raise UserError(f"--price: expected dollars an hour, got {word!r}")
+    return price
+
+
+def _foretell(recipe: Recipe, runs: Path, machine: Machine, price: float | None) -> None:
+    """Prints what the run would do and cost. Raises UserError as the run itself would before its first stage."""
+    from gambeson.recipes.plan import cost, plan
+
+    check_plan(recipe, recipe.arms)
+    real, timing = recipe.data.load(), remembered(runs / TIMINGS)
+    print(*plan(recipe, real), sep="\n", flush=True)
+    print(*cost(recipe, real, timing, machine.workers, machine.device, price), sep="\n")
 
 
 def _sets() -> list[str]:

@@ -6,16 +6,16 @@ import math
 import os
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from zipfile import BadZipFile
 
 import numpy as np
 import torch
 
-from gambeson.data.imageset import ImageSet, Split, held_out
+from gambeson.data.imageset import ImageSet, Split, data_root
+from gambeson.data.portions import Places, Portions, at_most, balanced, parted, twins
 from gambeson.errors import UserError, require
-from gambeson.randomness import derive
 from gambeson.types import Images
 
 IMAGES = ("images", "image", "arr_0", "x_train", "train_images", "data")
@@ -34,34 +34,92 @@ class NpzImages:
     The batches of downsampled ImageNet (`data` uint8 [N, 3 * side * side], labels from 1) are known as well.
     """
 
-    path: str = ""  # the file with images and labels
+    path: str = ""  # the file with images and labels, where it lies or in the data root
     test_path: str = ""  # the file with the test part; none: x_test in the same file, or a share of it
     validation_share: float = 0.1  # share of the training images held out for curves and choices, stratified
     test_share: float = 0.1  # share held out as test, stratified, where no test part is given
     flip_safe: bool = False  # whether a mirrored image keeps its class
     split_seed: int = 0  # seed of the split, the same for every run seed
+    side: int = field(default=0, metadata={"neutral": 0})  # pixels that sides are averaged down to; 0: as they are
+    groups: str = field(
+        default="", metadata={"neutral": ""}
+    )  # name of an array that says which thing an image shows: shares are of the things, so that none is in two parts
+    drop_test_twins: bool = field(
+        default=False, metadata={"neutral": False}
+    )  # leaves out training images (with their groups) that are, byte for byte, test images as well
+    train_images: int = field(
+        default=0, metadata={"neutral": 0}
+    )  # real training images, the same number of each class; 0: all that are not held out
+    validation_images: int = field(
+        default=0, metadata={"neutral": 0}
+    )  # most of the held-out images, stratified, that are measured on; 0: all
+    test_images: int = field(default=0, metadata={"neutral": 0})  # most test images, stratified; 0: all
 
     def __post_init__(self) -> None:
         check_shares(self.validation_share, self.test_share)
+        for name in ("side", "train_images", "validation_images", "test_images"):
+            require(getattr(self, name) >= 0, f"data.{name}", "0 or more", getattr(self, name))
 
     def load(self) -> ImageSet:
         """The image set; UserError naming keys and shapes for what is not known, and for what cannot be split."""
         require(bool(self.path), "data.path", "an .npz file with images and labels", self.path)
         names = _class_names(Path(self.path))
-        train = _read(Path(self.path), IMAGES, LABELS)
-        test = self._test()
+        train, test = _read(Path(self.path), IMAGES, LABELS, self.groups), self._test()
         names = names or tuple(map(str, range(int(train.labels.max()) + 1)))
-        return divided(
-            Path(self.path).stem, train, test, names, self.flip_safe,
-            (self.validation_share, self.test_share), self.split_seed,
-        )  # fmt: skip
+        _check_labels(Path(self.path).stem, [train.labels, *(() if test is None else (test.labels,))], names)
+        if self.drop_test_twins and test is not None:
+            train = train.without(test)
+        shares = (self.validation_share, self.test_share if test is None else None)
+        where = parted(train.labels, names, shares, self.split_seed, train.groups)
+        return self._kept(train, train if test is None else test, where, names)
 
-    def _test(self) -> Split | None:
+    def _kept(self, train: _Raw, test: _Raw, where: Portions, names: tuple[str, ...]) -> ImageSet:
+        """The image set of what is kept: only that is turned into numbers."""
+        held, tested = where.validation, np.arange(len(test.labels)) if where.test is None else where.test
+        assert held is not None
+        seed = self.split_seed
+        held = at_most(train.labels, held, self.validation_images, seed, names, "data.validation_images")
+        tested = at_most(test.labels, tested, self.test_images, seed, names, "data.test_images")
+        return _assembled(
+            Path(self.path).stem,
+            (
+                train.split(balanced(train.labels, where.train, self.train_images, seed, names), self.side),
+                train.split(held, self.side),
+                test.split(tested, self.side),
+            ),
+            names,
+            self.flip_safe,
+        )
+
+    def _test(self) -> _Raw | None:
         if self.test_path:
             return _read(Path(self.test_path), TEST_IMAGES + IMAGES, TEST_LABELS + LABELS)
         if set(TEST_IMAGES) & set(keys_of(Path(self.path))):
             return _read(Path(self.path), TEST_IMAGES, TEST_LABELS)
         return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Raw:
+    """A part as its file has it."""
+
+    path: Path
+    pixels: np.ndarray  # [N, ...]
+    labels: np.ndarray  # int64 [N]
+    groups: np.ndarray | None = None  # [N]
+
+    def split(self, places: Places, side: int = 0) -> Split:
+        """The images of these places as numbers, averaged down to `side` pixels (0: as they are)."""
+        from gambeson.data.assembly import shrunk  # which imports this file
+
+        images = _recognised(self.path, self.pixels[places])
+        return Split(shrunk(images, side) if side else images, torch.from_numpy(self.labels[places]))
+
+    def without(self, test: _Raw) -> _Raw:
+        """The part without images that the test part holds too, and without their groups."""
+        kept = ~twins(self.pixels, test.pixels, self.labels, self.groups)
+        groups = None if self.groups is None else self.groups[kept]
+        return replace(self, pixels=self.pixels[kept], labels=self.labels[kept], groups=groups)
 
 
 def check_shares(validation: float, test: float) -> None:
@@ -81,43 +139,38 @@ def divided(
     validation: Split | None = None,
 ) -> ImageSet:
     """The image set with the parts that are missing split off train: shares (validation, test), stratified."""
-    labels, rest = train.labels.numpy(), np.arange(len(train))
-    _check_labels(name, [train.labels, *(p.labels for p in (validation, test) if p is not None)], names)
-    if test is None:
-        count, seeded = round(shares[1] * len(rest)), derive(seed, "test split")
-        held, rest = held_out(labels, rest, count, seeded, names, "data.test_share")
-        test = _take(train, held)
-    if validation is None:
-        count, seeded = round(shares[0] * len(rest)), derive(seed, "validation split")
-        held, rest = held_out(labels, rest, count, seeded, names, "data.validation_share")
-        validation = _take(train, held)
-    if len({part.images.shape[1:] for part in (train, validation, test)}) > 1:
+    _check_labels(name, [p.labels.numpy() for p in (train, validation, test) if p is not None], names)
+    wanted = (shares[0] if validation is None else None, shares[1] if test is None else None)
+    where = parted(train.labels.numpy(), names, wanted, seed)
+    test = _take(train, where.test) if test is None else test
+    validation = _take(train, where.validation) if validation is None else validation
+    return _assembled(name, (_take(train, where.train), validation, test), names, flip_safe)
+
+
+def _assembled(name: str, parts: tuple[Split, Split, Split], names: tuple[str, ...], flip_safe: bool) -> ImageSet:
+    """The image set of train, validation and test; UserError for parts of different shapes."""
+    train, validation, test = parts
+    if len({part.images.shape[1:] for part in parts}) > 1:
         raise UserError(
             f"{name}: expected test and validation images of the training images' shape "
             f"{list(train.images.shape[1:])}, got {list(test.images.shape[1:])} and {list(validation.images.shape[1:])}"
         )
-    return ImageSet(
-        name=name,
-        train=_take(train, rest),
-        validation=validation,
-        test=test,
-        class_names=names,
-        flip_safe=flip_safe,
-    )
+    return ImageSet(name=name, train=train, validation=validation, test=test, class_names=names, flip_safe=flip_safe)
 
 
-def _take(split: Split, places: np.ndarray) -> Split:
+def _take(split: Split, places: Places | None) -> Split:
+    assert places is not None
     where = torch.from_numpy(places)
     return Split(split.images[where], split.labels[where])
 
 
-def _check_labels(name: str, parts: list[torch.Tensor], names: tuple[str, ...]) -> None:
+def _check_labels(name: str, parts: list[np.ndarray], names: tuple[str, ...]) -> None:
     """UserError for a set of fewer than two classes, for labels outside them, and for gaps in train."""
     require(len(names) >= 2, f"{name}: classes", "at least 2", len(names))
     for labels in parts:
         low, high = int(labels.min()), int(labels.max())
         require(low >= 0 and high < len(names), f"{name}: labels", f"0 to {len(names) - 1}", f"{low} to {high}")
-    empty = [names[k] for k, n in enumerate(parts[0].bincount(minlength=len(names)).tolist()) if not n]
+    empty = [names[k] for k, n in enumerate(np.bincount(parts[0], minlength=len(names)).tolist()) if not n]
     if empty:
         raise UserError(
             f"{name}: expected training images of each of the {len(names)} classes, got none of "
@@ -132,9 +185,10 @@ def _class_names(path: Path) -> tuple[str, ...]:
     return tuple(map(str, read_arrays(path, {"names": ("class_names",)})["names"].tolist()))
 
 
-def _read(path: Path, images: tuple[str, ...], labels: tuple[str, ...]) -> Split:
+def _read(path: Path, images: tuple[str, ...], labels: tuple[str, ...], groups: str = "") -> _Raw:
     """One part of an archive."""
-    arrays = read_arrays(path, {"images": images, "labels": labels})
+    wanted = {"images": images, "labels": labels} | ({"groups": (groups,)} if groups else {})
+    arrays = read_arrays(path, wanted)
     pixels, classes = unrolled(arrays["images"], arrays["labels"])
     require(len(classes) > 0, f"{path}: images", "at least one", 0)
     classes = classes[:, 0] if classes.ndim == 2 and classes.shape[1] == 1 else classes
@@ -143,7 +197,11 @@ def _read(path: Path, images: tuple[str, ...], labels: tuple[str, ...]) -> Split
             f"{path}: expected one whole number for each of {len(pixels)} images as labels, got {classes.dtype} "
             f"{list(classes.shape)}"
         )
-    return Split(_recognised(path, pixels), torch.from_numpy(classes.astype(np.int64)))
+    _in_bytes(path, pixels)
+    named = arrays.get("groups", classes)
+    each = f"one entry for each of {len(classes)} images"
+    require(named.shape == classes.shape, f"{path}: {groups}", each, list(named.shape))
+    return _Raw(path=path, pixels=pixels, labels=classes.astype(np.int64), groups=arrays.get("groups"))
 
 
 def unrolled(pixels: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -158,21 +216,29 @@ def unrolled(pixels: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.nda
     return pixels.reshape(-1, 3, side, side).transpose(0, 2, 3, 1), labels - 1 if from_one else labels
 
 
-def _recognised(path: Path, pixels: np.ndarray) -> Images:
-    """float32 NCHW from the two layouts that are known; UserError for another."""
-    if pixels.ndim == 3:
-        pixels = pixels[..., None] if pixels.dtype == np.uint8 else pixels[:, None]
-    if pixels.dtype == np.uint8 and pixels.ndim == 4 and pixels.shape[3] in (1, 3):
-        return torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))).float().div_(255)
-    if pixels.dtype.kind == "f" and pixels.ndim == 4 and pixels.shape[1] in (1, 3):
+def _in_bytes(path: Path, pixels: np.ndarray) -> bool:
+    """True for uint8 [N, H, W(, C)], False for float [N(, C), H, W] in [0, 1]; UserError for anything else."""
+    grey = pixels.ndim == 3
+    if pixels.dtype == np.uint8 and (grey or (pixels.ndim == 4 and pixels.shape[3] in (1, 3))):
+        return True
+    if pixels.dtype.kind == "f" and (grey or (pixels.ndim == 4 and pixels.shape[1] in (1, 3))):
         low, high = float(pixels.min()), float(pixels.max())  # NaN makes both NaN, which no comparison passes
         if low >= 0 and high <= 1:
-            return torch.from_numpy(pixels.astype(np.float32))
+            return False
         raise UserError(f"{path}: expected float images in [0, 1], got {low:.4g} to {high:.4g}")
     raise UserError(
         f"{path}: expected images as uint8 [N, H, W, 1 or 3] (or [N, H, W]), or as float [N, 1 or 3, H, W] (or "
         f"[N, H, W]) in [0, 1], got {pixels.dtype} {list(pixels.shape)}"
     )
+
+
+def _recognised(path: Path, pixels: np.ndarray) -> Images:
+    """float32 NCHW from the two layouts that are known; UserError as `_in_bytes`."""
+    grey = pixels.ndim == 3
+    if _in_bytes(path, pixels):
+        last = pixels[..., None] if grey else pixels
+        return torch.from_numpy(np.ascontiguousarray(last.transpose(0, 3, 1, 2))).float().div_(255)
+    return torch.from_numpy((pixels[:, None] if grey else pixels).astype(np.float32))
 
 
 _DAMAGE = (ValueError, EOFError, KeyError, BadZipFile, zlib.error, NotImplementedError, RuntimeError, OverflowError)
@@ -184,11 +250,14 @@ def keys_of(path: Path) -> list[str]:
 
 
 def _opened(path: Path) -> np.lib.npyio.NpzFile:
-    """The archive; UserError where there is none. Nothing is unpickled."""
+    """The archive, where it lies or in the data root; UserError where there is none. Nothing is unpickled."""
+    rooted = data_root() / path
+    place = rooted if rooted.is_file() and not path.exists() else path
     try:
-        opened = np.load(path, allow_pickle=False)
+        opened = np.load(place, allow_pickle=False)
     except (FileNotFoundError, IsADirectoryError):
-        raise UserError(f"{path}: expected an .npz file, found none") from None
+        beside = "" if rooted == path else f", there or in the data root ({data_root()}; GAMBESON_DATA names another)"
+        raise UserError(f"{path}: expected an .npz file{beside}, found none") from None
     except _DAMAGE as error:
         why = "" if "pickle" in str(error) else f" ({error})"  # numpy advises to read what it does not know unsafely
         raise UserError(f"{path}: expected an .npz file, got a damaged or another one{why}") from error

@@ -37,8 +37,14 @@ SIDE_BY_SIDE = 1.15
 """How much longer two jobs take beside each other: others' load added 5 to 20 % (dev/LOG.md, `fast`)."""
 START = 4.0
 """Seconds until a worker process has imported torch, and again for the report."""
-RIGHT, STANDING = 0.8, 0.4
-"""Shares of the test images that are attacked at all, and that targeted attacks still find standing: a guess."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shares:
+    """How many of the test images attacks have to do with; where nothing is known, a guess."""
+
+    right: float = 0.8  # are attacked at all
+    standing: float = 0.4  # stand when targeted attacks begin
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,7 +224,7 @@ Stages = dict[str, float]
 """Stage -> seconds: denoiser, teacher, student, rows, control, plain, guided; a student and its rows of each arm."""
 
 
-def stage_seconds(recipe: Recipe, sizes: Sizes, rates: Rates) -> Stages:
+def stage_seconds(recipe: Recipe, sizes: Sizes, rates: Rates, shares: Shares = Shares()) -> Stages:
     """Seconds of each stage that the recipe's arms need, once."""
     generation, denoiser = recipe.generation, recipe.denoiser
     steps = denoiser.optimisation if isinstance(denoiser, DenoiserTraining) else None
@@ -227,7 +233,7 @@ def stage_seconds(recipe: Recipe, sizes: Sizes, rates: Rates) -> Stages:
         "denoiser": 0.0 if steps is None else steps.steps * steps.batch_size * rates.denoiser_step,
         "teacher": _training(recipe.teacher, sizes, rates.teacher_step, rates),
         "student": _training(recipe.student, sizes, rates.student_step, rates),
-        "rows": gradients(recipe.evaluation, sizes) * rates.gradient,
+        "rows": gradients(recipe.evaluation, sizes, shares) * rates.gradient,
         "control": _control(recipe.control.count, sizes),
         "plain": plain,
         "guided": plain + generation.count * guided_calls(generation) * rates.gradient,
@@ -254,13 +260,13 @@ def _training(spec: ClassifierTraining, sizes: Sizes, step: float, rates: Rates)
     return trained + spec.validations * sizes.validation * (spec.validation_steps + 2) * rates.gradient
 
 
-def gradients(evaluation: Evaluation, sizes: Sizes) -> float:
+def gradients(evaluation: Evaluation, sizes: Sizes, shares: Shares = Shares()) -> float:
     """Gradients of an evaluation, all test images together."""
     e, curve = evaluation, min(evaluation.curve_images, sizes.test)
     targets = min(sizes.classes - 1, e.targeted.targets or sizes.classes)
-    whole = RIGHT * (e.pgd.steps * e.pgd.restarts + e.apgd.steps * e.apgd.restarts)
-    left = STANDING * e.targeted.steps * targets
-    drawn = len(e.curve) * e.curve_attack.steps * e.curve_attack.restarts * RIGHT * curve
+    whole = shares.right * (e.pgd.steps * e.pgd.restarts + e.apgd.steps * e.apgd.restarts)
+    left = shares.standing * e.targeted.steps * targets
+    drawn = len(e.curve) * e.curve_attack.steps * e.curve_attack.restarts * shares.right * curve
     return sizes.test * (whole + left) + drawn + 100 * min(e.check_images, curve)
 
 
@@ -283,8 +289,15 @@ def jobs(recipe: Recipe) -> list[Job]:
         told = [_stages(recipe, arm) for arm in recipe.arms]
         if {Arm.PLAIN, Arm.GUIDED} & set(recipe.arms):
             told.insert(0, [("denoiser", "denoiser")])
-        found += [[(f"{name}, seed {seed}", kind) for name, kind in job] for job in told]
+        found += [[(_named(recipe, name, kind, seed), kind) for name, kind in job] for job in told]
     return found
+
+
+def _named(recipe: Recipe, name: str, kind: str, seed: int) -> str:
+    """The result's name, without the seed where all seeds share it."""
+    denoiser = recipe.denoiser
+    shared = kind == "denoiser" and isinstance(denoiser, DenoiserTraining) and denoiser.seed is not None
+    return name if shared else f"{name}, seed {seed}"
 
 
 def _stages(recipe: Recipe, arm: Arm) -> Job:

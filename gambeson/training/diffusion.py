@@ -38,6 +38,9 @@ class DenoiserTraining:
     non_leaking: NonLeaking | None = field(
         default=None, metadata={"neutral": None}
     )  # augmentation that the network is told and that is not generated (EDM); none: off
+    seed: int | None = field(
+        default=None, metadata={"neutral": None}
+    )  # its own seed, so that all seeds of a run share one model; none: a model for each seed of the run
 
     def __post_init__(self) -> None:
         require(0 <= self.label_dropout < 1, "label_dropout", "a share from 0 to below 1", self.label_dropout)
