@@ -29,6 +29,7 @@ usage: gambeson COMMAND [OPTIONS]
   sample-grid SOURCE       draw the first of these images as one picture
   label STORE              label synthetic images by classifiers: any, several, softly; say where they disagree
   select STORE             keep the best images of each class, by any selector
+  table NAME               a table of comparisons beside the paper's, made resumably: cdp-2 to cdp-6, baselines, ...
   quality SYNTHETIC        measure synthetic images beside the real ones before anything is trained on them
   store WHAT STORE         verify, stats, show, merge, split, sample, import, export a set of synthetic images
   data WHAT NAME           list, get, check, show real image sets; the only command that touches the network
@@ -125,6 +126,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "sample-grid": _elsewhere("gambeson.commands", "sample_grid"),
     "label": _elsewhere("gambeson.label_command", "label"),
     "select": _elsewhere("gambeson.select_command", "select"),
+    "table": _elsewhere("gambeson.table_command", "table"),
     "quality": _elsewhere("gambeson.quality_command", "quality"),
     "store": _elsewhere("gambeson.store_command", "store"),
     "data": _elsewhere("gambeson.data_command", "data"),

@@ -29,6 +29,7 @@ FLOORS = [
     ["engine"],
     ["run"],
     ["report"],
+    ["tables"],
     ["screen"],
     [
         "certify",
@@ -40,6 +41,7 @@ FLOORS = [
         "run_command",
         "select_command",
         "store_command",
+        "table_command",
         "train",
     ],
     ["cli"],
