@@ -308,9 +308,10 @@ def short_run(asked: argparse.Namespace, folder: Path, facts: dict[str, Any]) ->
 
 
 def commit() -> str:
-    """The commit that is measured; nothing where there is no git."""
+    """The commit that is measured; where there is no git, what GAMBESON_COMMIT says."""
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
-    return subprocess.run(command, capture_output=True, text=True).stdout.strip() if shutil.which("git") else ""
+    found = subprocess.run(command, capture_output=True, text=True).stdout.strip() if shutil.which("git") else ""
+    return found or os.environ.get("GAMBESON_COMMIT", "")
 
 
 def main() -> None:
