@@ -1,4 +1,4 @@
-"""Which synthetic images are worth keeping, and which measure tells before training? Evidence, on digits.
+"""Which synthetic images are worth keeping, and which measure tells before training? Evidence, of small sets.
 
 The number matters because every paper recommends another rule, each on a pool, a number of images and a training of its
 own. Here they share all three. 300 real digits (8x8), no crop (where synthetic images help, dev/LOG.md), linf .15; for
@@ -8,11 +8,14 @@ each seed a denoiser, a teacher and a pool of 6,000 plain images of its own. Arm
   irgd          the share of Gaussian samples, of mixup and of plain images in each batch swept (IRGD's experiment)
   generation    classes by condition, against an unconditional denoiser whose images the teacher labels (EDM-AT)
 
-    python benchmarks/selection.py [--seeds 3] [--runs DIR] [--workers 1] [--only ARM ...]
+    python benchmarks/selection.py [--base digits|cifar10-16] [--seeds 3] [--runs DIR] [--workers 1] [--only ARM ...]
 
 Robust accuracy: worst case of APGD-CE and APGD at the 3 likeliest other classes (50 steps), on 600 validation images,
 which the measures are correlated with, and on 897 test images, which nothing is chosen by. Every student is a stage of
 the runs folder: a stopped run goes on. The last line is one JSON object.
+
+--base cifar10-16: that recipe's images, students and threat as they are, 4,000 images in a pool, 100 of each class
+kept, 500 validation and 1,000 test images; --denoiser FILE: weights of a diffusion model in place of its training.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +36,7 @@ from scipy.stats import rankdata
 from gambeson.data.augment import PadCrop
 from gambeson.data.datasets import Digits, ImageSet, Split
 from gambeson.data.mixture import from_uint8
+from gambeson.data.npz import NpzImages
 from gambeson.data.synthetic import Chosen, SyntheticStore
 from gambeson.engine import Job, run_jobs
 from gambeson.models.classifiers import load_classifier
@@ -46,7 +50,7 @@ from gambeson.quality.table import Measures
 from gambeson.quality.train_on_synthetic import TrainOnSynthetic
 from gambeson.quality.transfer import RobustnessTransfer
 from gambeson.recipe import Arm, Recipe, fill_threat
-from gambeson.recipes import digits
+from gambeson.recipes import named
 from gambeson.report.statistics import mean_accuracy, paired_difference
 from gambeson.robustness.attacks import APGD, PGD, TargetedAPGD
 from gambeson.robustness.losses import TRADES
@@ -73,39 +77,73 @@ from gambeson.synthesis.scorers import (
 )
 from gambeson.synthesis.select import Selection, select
 from gambeson.training.classifier import train_classifier
+from gambeson.training.diffusion import DenoiserTraining
+from gambeson.training.foreign import ForeignDenoiser
 from gambeson.training.loop import Optimisation
 
-POOL, KEPT = 6000, 150
-"""Images of a pool, and those kept of each class."""
-SCORERS: dict[str, Scorers] = {
-    "random": Random(),
-    "confidence": Confidence(),
-    "entropy": Entropy(),
-    "margin": LabelMargin(),
-    "separability": Separability(),
-    "own centroid": OwnCentroid(),
-    "centroid margin": CentroidMargin(),
-    "last layer's gradient": LastLayerGradientNorm(),
-    "parameters' gradient": ParameterGradientNorm(),
-    "input's gradient": InputGradientNorm(),
-    "robust gradient": RobustGradientNorm(loss=TRADES(beta=5.0, steps=10, step_size=0.0375)),
-    "discriminator": Discriminator(discrimination=Discrimination(epsilon=0.1, optimisation=Optimisation(steps=200))),
+
+@dataclass(frozen=True, kw_only=True)
+class Base:
+    """What all arms share: a recipe by name and its numbers here."""
+
+    name: str = "digits"
+    denoiser: str = ""  # weights of a diffusion model in place of the recipe's own; none: trained as the recipe says
+    pool: int = 6000  # images of a pool
+    kept: int = 150  # of each class
+    discriminator: float = 0.1  # linf radius that PORT's discriminators withstand
+    step_size: float | None = 0.0375  # of the attack whose gradients are scored; none: in proportion to epsilon
+
+
+BASES = {
+    "digits": Base(),
+    "cifar10-16": Base(name="cifar10-16", pool=4000, kept=100, discriminator=2 / 255, step_size=None),
 }
-"""Every rule with the networks of the recipe; of PORT's one small discriminator for each half of the pool."""
+base = Base()
+
+
+def use(chosen: Base) -> None:
+    """Takes another base, in this process."""
+    global base
+    base = chosen
+
+
+def scorers() -> dict[str, Scorers]:
+    """Every rule with the networks of the recipe; of PORT's one small discriminator for each half of the pool."""
+    told_apart = Discrimination(epsilon=base.discriminator, optimisation=Optimisation(steps=200))
+    return {
+        "random": Random(),
+        "confidence": Confidence(),
+        "entropy": Entropy(),
+        "margin": LabelMargin(),
+        "separability": Separability(),
+        "own centroid": OwnCentroid(),
+        "centroid margin": CentroidMargin(),
+        "last layer's gradient": LastLayerGradientNorm(),
+        "parameters' gradient": ParameterGradientNorm(),
+        "input's gradient": InputGradientNorm(),
+        "robust gradient": RobustGradientNorm(loss=TRADES(beta=5.0, steps=10, step_size=base.step_size)),
+        "discriminator": Discriminator(discrimination=told_apart),
+    }
 
 
 def recipe(conditional: bool = True) -> Recipe:
-    """The digits recipe with a larger validation part, a pool of plain images, and students without crop."""
-    found = digits.recipe()
-    found = replace(
-        found,
-        name="selection",
-        data=Digits(train_images=300, validation_images=600),
-        generation=replace(found.generation, count=POOL, guidance=None),
-        control=replace(found.control, count=POOL),
-        student=replace(found.student, augment=PadCrop(padding=0, flip=True)),
+    """The base recipe with a pool of plain images; digits with a larger validation part and students without crop."""
+    found = replace(named(base.name), name="selection")
+    generation, control = (
+        replace(found.generation, count=base.pool, guidance=None),
+        replace(found.control, count=base.pool),
     )
+    found = replace(found, generation=generation, control=control)
+    if base.name == "digits":
+        student = replace(found.student, augment=PadCrop(padding=0, flip=True))
+        found = replace(found, data=Digits(train_images=300, validation_images=600), student=student)
+    else:
+        assert isinstance(found.data, NpzImages)
+        found = replace(found, data=replace(found.data, test_images=1000))
+    if base.denoiser:
+        found = replace(found, denoiser=ForeignDenoiser(path=base.denoiser))
     if not conditional:
+        assert isinstance(found.denoiser, DenoiserTraining)
         denoiser = replace(found.denoiser, conditional=False)
         found = replace(found, denoiser=denoiser, labeling=replace(found.labeling, by=ByTeacher()))
     return found.with_threat_everywhere()
@@ -191,7 +229,7 @@ def selected(score: Scorers) -> Source:
 
     def source(seed: int, once: Once) -> Artifact:
         told, real = _told(True, seed, once), recipe().data.load()
-        spec = fill_threat(Selection(score=score, per_class=KEPT), recipe().threat)
+        spec = fill_threat(Selection(score=score, per_class=base.kept), recipe().threat)
         given = [real if name == "real" else told[name] for name in spec.needs]
         return once(select, spec, told["synthetic"], told["labelled"], *given)
 
@@ -207,7 +245,7 @@ def control(kind: str) -> Source:
         if kind == "gaussian":
             made = once(gaussian_control, asked.control, real, seed=seed)
         else:
-            made = once(mixup_control, MixupControl(count=POOL), real, seed=seed)
+            made = once(mixup_control, MixupControl(count=base.pool), real, seed=seed)
         labelled = once(label, replace(asked.labeling, by=ByTeacher()), made, teacher)
         return _all_of(made, labelled, labelled.folder / ".all" / "chosen.parquet")
 
@@ -217,8 +255,9 @@ def control(kind: str) -> Source:
 def settings() -> dict[str, Setting]:
     """Every arm by name."""
     found = {"real": Setting("selectors", nothing), "all": Setting("selectors", whole_pool(True))}
-    found |= {name: Setting("selectors", selected(score)) for name, score in SCORERS.items()}
-    found["unconditional"] = Setting("generation", whole_pool(False))
+    found |= {name: Setting("selectors", selected(score)) for name, score in scorers().items()}
+    if not base.denoiser:
+        found["unconditional"] = Setting("generation", whole_pool(False))
     for kind, fractions in (("gaussian", (0.3, 0.7, 0.9)), ("mixup", (0.3, 0.7))):
         for fraction in fractions:
             found[f"{kind} {fraction:g}"] = Setting("irgd", control(kind), fraction)
@@ -270,13 +309,13 @@ def measures(name: str, seed: int, once: Once) -> dict[str, float]:
         source=source,
         space=Penultimate(load_classifier(weights), "the teacher", checksum(weights)),
         against="validation",
-        embedding=Embedding(limit=KEPT * 10),
+        embedding=Embedding(limit=base.kept * len(asked.data.load().class_names)),
         seed=seed,
         device="cpu",
         classifier=Ours(str(encoder.file("classifier.safetensors"))),
         once=once,
     )
-    names = (*ORDER, *TRAINED) if seed == 0 else ORDER
+    names = (*ORDER, *TRAINED) if seed == 0 and base.name == "digits" else ORDER
     lines = assess(material, _numbers(asked), names, named=False, begin=lambda measure: once)
     return {line.found.name: line.found.value for line in lines if line.found is not None}
 
@@ -340,11 +379,18 @@ CONDITIONED = ("all", "unconditional", "gaussian 0.7", "mixup 0.7")
 """The sets whose conditions are checked."""
 
 
-def told(name: str, seed: int, once: Once) -> dict[str, Any]:
+def student(chosen: Base, name: str, seed: int, once: Once) -> dict[str, Any]:
+    """The student of an arm alone."""
+    use(chosen)
+    return measure(name, seed, once)
+
+
+def told(chosen: Base, name: str, seed: int, once: Once) -> dict[str, Any]:
     """Everything of one arm and seed."""
+    use(chosen)
     found = measure(name, seed, once)
     found["measures"] = measures(name, seed, once)
-    found["conditions"] = conditions(name, seed, once) if name in CONDITIONED else {}
+    found["conditions"] = conditions(name, seed, once) if name in CONDITIONED and base.name == "digits" else {}
     return found
 
 
@@ -437,10 +483,11 @@ def _correlation(values: np.ndarray, means: np.ndarray, draw: np.random.Generato
 def table(found: list[dict[str, Any]]) -> dict[str, Any]:
     """Everything that the last line says."""
     arms = settings()
-    same = [n for n in SCORERS if any(e["arm"] == n for e in found)]
+    same = [n for n in scorers() if any(e["arm"] == n for e in found)]
     sets = [e for e in dict.fromkeys(e["arm"] for e in found) if arms[e].fraction == 0.7 and e != "real"]
     return {
         "benchmark": "selection",
+        "base": asdict(base),
         "accuracies": accuracies(found),
         "same pool, same number": correlations(found, same),
         "all sets at fraction 0.7": correlations(found, sets),
@@ -453,14 +500,17 @@ def table(found: list[dict[str, Any]]) -> dict[str, Any]:
 
 def main() -> None:
     reader = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    reader.add_argument("--base", choices=list(BASES), default="digits")
+    reader.add_argument("--denoiser", default="", help="weights of a diffusion model in place of the recipe's own")
     reader.add_argument("--seeds", type=int, default=3)
     reader.add_argument("--runs", type=Path, default=Path("runs-selection"))
     reader.add_argument("--workers", type=int, default=1)
     reader.add_argument("--only", nargs="*", default=None, metavar="ARM")
     reader.add_argument("--students", action="store_true", help="train and judge alone, without measures and table")
     asked = reader.parse_args()
-    names, work = asked.only or list(settings()), measure if asked.students else told
-    jobs = [Job(f"{name}, seed {s}", work, (name, s)) for s in range(asked.seeds) for name in names]
+    use(replace(BASES[asked.base], denoiser=asked.denoiser))
+    names, work = asked.only or list(settings()), student if asked.students else told
+    jobs = [Job(f"{name}, seed {s}", work, (base, name, s)) for s in range(asked.seeds) for name in names]
     found = run_jobs(jobs, asked.runs.resolve(), asked.workers, Lines())
     if not asked.students:
         result = table(found)
