@@ -385,11 +385,26 @@ def student(chosen: Base, name: str, seed: int, once: Once) -> dict[str, Any]:
     return measure(name, seed, once)
 
 
+def agreement(name: str, seed: int, once: Once) -> float | None:
+    """Share of a set's images whose label the teacher would give, too; None without images."""
+    source = _content(settings()[name].source(seed, once))
+    if source is None:
+        return None
+    teacher = prepare_encoder(recipe(), "standard", seed, once)
+    model, right = load_classifier(teacher.file("classifier.safetensors")), 0
+    for start in range(0, len(source), 500):
+        pixels, labels = source.stretch(start, min(start + 500, len(source)))
+        with torch.no_grad():
+            right += int((model(from_uint8(pixels)).argmax(1) == torch.from_numpy(labels)).sum())
+    return right / len(source)
+
+
 def told(chosen: Base, name: str, seed: int, once: Once) -> dict[str, Any]:
     """Everything of one arm and seed."""
     use(chosen)
     found = measure(name, seed, once)
     found["measures"] = measures(name, seed, once)
+    found["agreement"] = agreement(name, seed, once)
     found["conditions"] = conditions(name, seed, once) if name in CONDITIONED and base.name == "digits" else {}
     return found
 
@@ -493,6 +508,7 @@ def table(found: list[dict[str, Any]]) -> dict[str, Any]:
         "all sets at fraction 0.7": correlations(found, sets),
         "conditions": {f"{e['arm']}, seed {e['seed']}": e["conditions"] for e in found if e["conditions"]},
         "measures": {f"{e['arm']}, seed {e['seed']}": e["measures"] for e in found},
+        "agreement": {f"{e['arm']}, seed {e['seed']}": e["agreement"] for e in found},
         "execution": execution(),
         "versions": versions(),
     }

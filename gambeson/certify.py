@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,12 @@ import torch
 from gambeson.data.datasets import Data, Digits, door
 from gambeson.errors import UserError, require
 from gambeson.models.memory import memory_told
-from gambeson.options import take, take_flag, take_machine, take_number, take_runs
+from gambeson.options import overridden, take, take_flag, take_machine, take_number, take_runs
 from gambeson.report import delivery
 from gambeson.robustness.certificates import ROWS, SUMMARY, Certification, SavedClassifier, certify_images
 from gambeson.robustness.smoothing import Smoothing
 from gambeson.robustness.tested import tested_images, with_names
+from gambeson.screen import shown
 from gambeson.store import Artifact, Machine, Store, open_folder, read_json
 
 
@@ -88,7 +88,7 @@ def read(argv: list[str]) -> Asked:
     if root is not None:
         os.environ["GAMBESON_DATA"] = root
     default = Certifying(data=door(data), certification=certification)
-    certifying = _overridden(default, words, f"gambeson certify {first} --data {data}")
+    certifying = overridden(default, words, f"gambeson certify {first} --data {data}")
     place = None if out is None else Path(out)
     free = place is None or delivery.free(place, ROWS)
     require(free, "--out", "a path where nothing lies yet, or a folder with this certification", out)
@@ -124,27 +124,6 @@ def _take_float(words: list[str], name: str) -> float | None:
         raise UserError(f"{name}: expected a number such as 0.25, got {word!r}") from None
 
 
-def _overridden(default: Certifying, words: list[str], prog: str) -> Certifying:
-    """The certification with every field that the words set; without any, what reads them is not needed."""
-    if not words:
-        return default
-    from gambeson import overrides
-
-    return overrides.parse(default, words, prog=prog)
-
-
-@contextmanager
-def _screen() -> Iterator[Any]:
-    """Shows how far it is, with the time left."""
-    from rich.console import Console
-
-    from gambeson.engine import News
-    from gambeson.screen import ProgressScreen
-
-    with ProgressScreen(Console()) as screen:
-        yield lambda stage, done, total: screen.show(News("certify", stage, done, total))
-
-
 def certify(argv: list[str]) -> None:
     """gambeson certify CLASSIFIER --data NAME|FOLDER|FILE.npz [OPTIONS]"""
     asks, named = {"--help", "-h"} & set(argv), any(word.startswith("--data") for word in argv)
@@ -174,7 +153,7 @@ def _certify(asked: Asked) -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as in workers, so that their number changes nothing
     try:
-        with _screen() as report:
+        with shown("certify") as (report, _):
             once: Callable[..., Artifact] = Store(asked.runs, report, asked.machine).once
             spec, seed = asked.certifying.certification, asked.certifying.seed
             made = once(certify_images, spec, asked.classifier, real, seed=seed)

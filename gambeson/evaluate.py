@@ -8,8 +8,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn, get_args
@@ -22,7 +21,7 @@ from gambeson.data.datasets import Data, Digits, door
 from gambeson.data.imageset import ImageSet
 from gambeson.errors import UserError, require
 from gambeson.models.memory import memory_told
-from gambeson.options import take, take_flag, take_machine, take_number, take_runs
+from gambeson.options import overridden, take, take_flag, take_machine, take_number, take_runs
 from gambeson.processes import cores
 from gambeson.report.delivery import free
 from gambeson.report.evaluation_folder import ROWS, Board, deliver
@@ -32,6 +31,7 @@ from gambeson.robustness.corrupted import Corrupting, corrupt
 from gambeson.robustness.subjects import Named, logits_wanted, subject_of, trained_threat
 from gambeson.robustness.tested import tested_images, with_names
 from gambeson.robustness.views import Precision
+from gambeson.screen import shown
 from gambeson.store import Artifact, Machine, Store, open_folder
 from gambeson.threat import ThreatModel
 
@@ -122,7 +122,7 @@ def read(argv: list[str]) -> Asked:
     attack = assessment.autoattack
     attack = replace(attack, threat=attack.threat or trained_threat(first) or ThreatModel())
     default = Evaluating(data=door(data), assessment=replace(assessment, autoattack=attack))
-    evaluating = _overridden(default, words, f"gambeson evaluate {first} --data {data}")
+    evaluating = overridden(default, words, f"gambeson evaluate {first} --data {data}")
     place = None if out is None else Path(out)
     require(place is None or free(place, ROWS), "--out", "a new folder, or one with this evaluation", out)
     assessment = evaluating.assessment
@@ -172,30 +172,6 @@ def _corrupting(words: list[str]) -> Corrupting | None:
         require(set(numbers) <= set(SEVERITIES), "--corruptions", "severities from 1 to 5, such as 1,3,5", word)
         severities = tuple(sorted(set(numbers)))
     return Corrupting(severities=severities)
-
-
-def _overridden(default: Evaluating, words: list[str], prog: str) -> Evaluating:
-    """The evaluation with every field that the words set; without any, what reads them is not needed."""
-    if not words:
-        return default
-    from gambeson import overrides
-
-    return overrides.parse(default, words, prog=prog)
-
-
-@contextmanager
-def _screen() -> Iterator[tuple[Callable[[str, int, int], None], Callable[[str], None]]]:
-    """Shows how far stages are, and what they say; silent in all processes but the first."""
-    if not distributed.leads():
-        yield lambda stage, done, total: None, lambda line: None
-        return
-    from rich.console import Console
-
-    from gambeson.engine import News
-    from gambeson.screen import ProgressScreen
-
-    with ProgressScreen(Console()) as screen:
-        yield lambda stage, done, total: screen.show(News("evaluate", stage, done, total)), screen.say
 
 
 def evaluate(argv: list[str]) -> None:
@@ -284,7 +260,7 @@ def _threads(spec: Assessment, real: ImageSet, machine: Machine) -> int:
 def _make(asked: Asked, spec: Assessment, subject: Named, real: ImageSet) -> tuple[Artifact, Artifact | None]:
     """The stages: the attacks, and where asked for the corruptions."""
     seed = asked.evaluating.seed
-    with _screen() as (report, say):
+    with shown("evaluate") as (report, say):
         once: Callable[..., Artifact] = Store(asked.runs, report, asked.machine, say=say).once
         made = once(assess, spec, subject, real, seed=seed)
         corrupting = asked.corrupting

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from gambeson.options import take, take_flag, take_machine, take_number, take_ru
 from gambeson.processes import cores
 from gambeson.report import delivery
 from gambeson.robustness.subjects import Named, subject_of
+from gambeson.screen import shown
 from gambeson.store import Artifact, Machine, Store, open_folder, read_json
 from gambeson.synthesis import label as labels
 from gambeson.synthesis.label import LABELS, REPORT, ByCondition, ByTeacher, Labeling, Soft, labelled_parts, open_labels
@@ -166,7 +166,7 @@ def _label(asked: Asked) -> None:
     if asked.data is not None:
         _check_real(asked, source, subjects)
     open_folder(asked.out.parent)
-    with _screen() as (report, say):
+    with shown("label") as (report, say):
         once: Callable[..., Artifact] = Store(asked.runs, report, asked.machine, say=say).once
         made = once(labels.label, asked.spec, source, *subjects)
     _deliver(asked, source, made)
@@ -187,18 +187,6 @@ def _check_real(asked: Asked, source: Source, subjects: list[Named]) -> None:
     real = door(asked.data).load()
     check_images(source, real)  # type: ignore[arg-type]
     open_teachers(subjects, source, real.class_names, asked.machine.device)
-
-
-@contextmanager
-def _screen() -> Iterator[Any]:
-    """Shows how far it is, with the time left."""
-    from rich.console import Console
-
-    from gambeson.engine import News
-    from gambeson.screen import ProgressScreen
-
-    with ProgressScreen(Console()) as screen:
-        yield lambda stage, done, total: screen.show(News("label", stage, done, total)), screen.say
 
 
 def _deliver(asked: Asked, source: Source, made: Artifact) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from gambeson.store import Machine
@@ -65,3 +65,15 @@ MACHINE_OPTIONS = """  --runs DIR       where runs and stages live (default ./ru
   --micro-batch N  images of a block in the networks at once, where a whole block does not fit in memory
   --compile        classifiers in training go through torch.compile: needs a C++ compiler, pays off in long runs
 """
+
+
+T = TypeVar("T")
+
+
+def overridden(default: T, words: list[str], prog: str) -> T:
+    """The component with the fields that words set; without words, what reads them (tyro, pydantic) is not needed."""
+    if not words:
+        return default
+    from gambeson import overrides
+
+    return overrides.parse(default, words, prog=prog)

@@ -22,7 +22,7 @@ from gambeson.data.datasets import Data, Digits, door
 from gambeson.data.imageset import ImageSet
 from gambeson.errors import UserError, require
 from gambeson.models.memory import memory_told
-from gambeson.options import take, take_flag, take_machine, take_number, take_runs
+from gambeson.options import overridden, take, take_flag, take_machine, take_number, take_runs
 from gambeson.processes import cores
 from gambeson.quality.assess import Material, assess, nearest
 from gambeson.quality.features import Embedding
@@ -120,7 +120,7 @@ def read(argv: list[str]) -> Asked:
     if root is not None:
         os.environ["GAMBESON_DATA"] = root
     default = Assessing(data=door(str(data)), measures=_measures(threat), embedding=_embedding(limit))
-    assessing = _overridden(default, words, f"gambeson quality {first} --data {data}")
+    assessing = overridden(default, words, f"gambeson quality {first} --data {data}")
     return Asked(
         word=str(first),
         assessing=assessing,
@@ -147,15 +147,6 @@ def _measures(threat: str | None) -> Measures:
 
 def _embedding(limit: int | None) -> Embedding:
     return Embedding() if limit is None else Embedding(limit=limit)
-
-
-def _overridden(default: Assessing, words: list[str], prog: str) -> Assessing:
-    """The assessment with every field that the words set; without any, what reads them is not needed."""
-    if not words:
-        return default
-    from gambeson import overrides
-
-    return overrides.parse(default, words, prog=prog)
 
 
 def quality(argv: list[str]) -> None:

@@ -6,7 +6,8 @@ What stages say on the way stands below the bars; elsewhere it is a line every n
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -22,6 +23,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from gambeson import distributed
 from gambeson.engine import News
 
 PATIENCE = 20.0
@@ -141,3 +143,17 @@ WORDS = {
     "assess": "attack",
     "corrupt": "corrupt images",
 }
+
+
+Report = Callable[[str, int, int], None]
+"""(stage, done, total), as `store.Store` reports."""
+
+
+@contextmanager
+def shown(job: str) -> Iterator[tuple[Report, Callable[[str], None]]]:
+    """What a store tells of one job and what its stages say, on the screen; silent in all processes but the first."""
+    if not distributed.leads():
+        yield lambda stage, done, total: None, lambda line: None
+        return
+    with ProgressScreen(Console()) as screen:
+        yield lambda stage, done, total: screen.show(News(job, stage, done, total)), screen.say

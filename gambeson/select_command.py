@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import fill
@@ -26,6 +25,7 @@ from gambeson.processes import cores
 from gambeson.recipe import fill_threat
 from gambeson.report import delivery
 from gambeson.robustness.subjects import Named, subject_of, trained_threat
+from gambeson.screen import shown
 from gambeson.store import Artifact, Machine, Store, open_folder, read_json
 from gambeson.synthesis import select as selecting
 from gambeson.synthesis.kept_scores import KeptScores
@@ -165,7 +165,7 @@ def _select(asked: Asked) -> None:
     store = _opened(asked.store)
     given = _given(asked, store)
     open_folder(asked.out.parent)
-    with _screen() as (report, say):
+    with shown("select") as (report, say):
         once: Callable[..., Artifact] = Store(asked.runs, report, asked.machine, say=say).once
         made = once(selecting.select, asked.spec, store, LabelFile(asked.labels.resolve()), *given)
     _deliver(asked, store, made)
@@ -197,18 +197,6 @@ def _given(asked: Asked, store: SyntheticStore) -> list[Named | ImageSet]:
     height, width, channels = store.shape
     found: list[Named | ImageSet] = [subject_of(asked.model or "", (channels, height, width)) for _ in networks]
     return [*found, door(asked.data or "").load()] if "real" in needs else found
-
-
-@contextmanager
-def _screen() -> Iterator[Any]:
-    """Shows how far it is, with the time left."""
-    from rich.console import Console
-
-    from gambeson.engine import News
-    from gambeson.screen import ProgressScreen
-
-    with ProgressScreen(Console()) as screen:
-        yield lambda stage, done, total: screen.show(News("select", stage, done, total)), screen.say
 
 
 def _deliver(asked: Asked, store: SyntheticStore, made: Artifact) -> None:

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -28,10 +27,11 @@ from gambeson.models.files import load_tensors
 from gambeson.models.preact_resnet import PreActResNetSpec
 from gambeson.models.resnet import ResNetSpec
 from gambeson.models.wideresnet import WideResNetSpec
-from gambeson.options import take, take_machine, take_runs
+from gambeson.options import overridden, take, take_machine, take_runs
 from gambeson.processes import cores
 from gambeson.recipe import fill_threat
 from gambeson.recipes.training import TRAININGS, steps, training_preset
+from gambeson.screen import shown
 from gambeson.store import Artifact, Machine, Store, open_folder
 from gambeson.threat import ThreatModel
 from gambeson.training.classifier import Checkpoint, ClassifierTraining, Networks, check_network, train_classifier
@@ -110,7 +110,7 @@ def read(argv: list[str]) -> Asked:
         classifier=training_preset(name or DEFAULT).classifier,
         threat=ThreatModel.parse(threat) if threat else ThreatModel(),
     )
-    training = _overridden(default, words, f"gambeson train --data {data}")
+    training = overridden(default, words, f"gambeson train --data {data}")
     training = replace(training, classifier=_as_long(training.classifier, epochs, words))
     where, begin = (None if word is None else Path(word) for word in (synthetic, start))
     require(where is None or where.exists(), "--synthetic", "a store of images or a file with them", synthetic)
@@ -125,15 +125,6 @@ def read(argv: list[str]) -> Asked:
     said = frozenset(word.split(".")[1].partition("=")[0] for word in words if word.startswith("--classifier."))
     files = {"synthetic": where, "start": begin, "out": place}
     return Asked(training=training, preset=name or DEFAULT, said=said, runs=runs, machine=machine, **files)
-
-
-def _overridden(default: Training, words: list[str], prog: str) -> Training:
-    """The training with every field that the words set; without any, what reads them is not needed."""
-    if not words:
-        return default
-    from gambeson import overrides
-
-    return overrides.parse(default, words, prog=prog)
 
 
 def _as_long(classifier: ClassifierTraining, epochs: str | None, words: list[str]) -> ClassifierTraining:
@@ -178,21 +169,6 @@ def _network_for(given: Networks, channels: int, side: int) -> Networks:
     return given
 
 
-@contextmanager
-def _screen() -> Iterator[Any]:
-    """Shows how far stages are; silent in all processes but the first."""
-    if not distributed.leads():
-        yield lambda stage, done, total: None
-        return
-    from rich.console import Console
-
-    from gambeson.engine import News
-    from gambeson.screen import ProgressScreen
-
-    with ProgressScreen(Console()) as screen:
-        yield lambda stage, done, total: screen.show(News("train", stage, done, total))
-
-
 def _threads(machine: Machine) -> int:
     """Threads of this process: the cores there are, shared by the processes of this machine."""
     local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
@@ -232,7 +208,7 @@ def _make(asked: Asked, training: Training, real: ImageSet) -> Artifact:
     start = () if asked.start is None else (Checkpoint(str(asked.start)),)
     for each in start:
         each.fitting(spec.network.build(real.shape[0], len(real.class_names)))
-    with _screen() as report:
+    with shown("train") as (report, _):
         once: Callable[..., Artifact] = Store(runs, report, asked.machine).once
         chosen: Artifact | SyntheticStore | Chosen | None = None
         if asked.synthetic is not None and is_peer(asked.synthetic):

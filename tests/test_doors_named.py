@@ -21,9 +21,10 @@ from gambeson.data.archives import opened, tar_members
 from gambeson.data.arrays import evaluation_images
 from gambeson.data.celeba import CelebA
 from gambeson.data.cifar import Cifar10, parse_batch
-from gambeson.data.gtsrb import Gtsrb, signs_held_out
+from gambeson.data.gtsrb import CLASSES, Gtsrb
 from gambeson.data.idx import FashionMnist, Mnist, read_idx
 from gambeson.data.imagenet64 import ImageNet64
+from gambeson.data.portions import groups_held_out
 from gambeson.data.svhn import Svhn, read_mat
 from gambeson.data.tiny_imagenet import TinyImageNet
 from gambeson.errors import UserError
@@ -447,12 +448,13 @@ def test_gtsrb_never_splits_a_sign(root: Path) -> None:
 
 
 def test_a_share_of_the_signs_of_each_class_is_held_out() -> None:
-    signs = [(label, f"{track:05d}") for label, tracks in ((0, 10), (1, 30), (2, 2)) for track in range(tracks)] * 3
-    held = signs_held_out(signs, 0.2, 0)
+    signs = [(label, track) for label, tracks in ((0, 10), (1, 30), (2, 2)) for track in range(tracks)] * 3
+    labels, tracks = (np.array([sign[i] for sign in signs]) for i in (0, 1))
+    held = groups_held_out(labels, tracks, 0.2, 0, CLASSES, "data.validation_share")
     counts = [len({s for s, h in zip(signs, held, strict=True) if h and s[0] == label}) for label in range(3)]
     assert counts == [2, 6, 1]
-    with pytest.raises(UserError, match="at least 2 signs of Speed limit 20"):
-        signs_held_out([(0, "00000")], 0.2, 0)
+    with pytest.raises(UserError, match="at least 2 groups of images of Speed limit 20"):
+        groups_held_out(np.array([0]), np.array([0]), 0.2, 0, CLASSES, "data.validation_share")
 
 
 def test_unpacked_folders_of_gtsrb_and_the_final_training_part(root: Path) -> None:

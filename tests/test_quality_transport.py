@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gambeson.errors import UserError
+from gambeson.quality.frechet import frechet_gaussians
 from gambeson.quality.measured import Measure, Measured
 from gambeson.quality.space import Sample
 from gambeson.quality.transport import (
@@ -19,8 +20,8 @@ from gambeson.quality.transport import (
     ExactTransport,
     SlicedTransport,
     Wasserstein,
-    gaussian_wasserstein,
 )
+from gambeson.theory.transfer import conditional_wasserstein2
 
 
 def normal(n, d, seed, shift=0.0, scale=1.0):
@@ -205,6 +206,11 @@ def test_a_distance_of_nothing_has_no_spread():
     assert Cost(4.0, 1.6).root(2) == Cost(2.0, 0.1)
 
 
+def wasserstein(*gaussians):
+    """W2 of two Gaussians, from means and covariances."""
+    return math.sqrt(frechet_gaussians(*gaussians))
+
+
 def covariance(d, seed):
     root = normal(d, d, seed).double()
     return root @ root.T
@@ -212,23 +218,26 @@ def covariance(d, seed):
 
 def test_gaussians_on_a_line_differ_by_means_and_deviations():
     one = torch.tensor([[4.0]]), torch.tensor([[25.0]])
-    found = gaussian_wasserstein(torch.tensor([1.0]), one[0], torch.tensor([5.0]), one[1])
+    found = wasserstein(torch.tensor([1.0]), one[0], torch.tensor([5.0]), one[1])
     assert found == pytest.approx(5.0)  # sqrt(4^2 + (2 - 5)^2)
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_gaussians_agree_with_pot_and_are_symmetric(seed):
     m, n, a, b = torch.randn(4).double(), torch.randn(4).double(), covariance(4, seed), covariance(4, seed + 10)
-    found = gaussian_wasserstein(m, a, n, b)
+    found = wasserstein(m, a, n, b)
     assert found == pytest.approx(float(ot.gaussian.bures_wasserstein_distance(m, n, a, b)))
-    assert found == pytest.approx(gaussian_wasserstein(n, b, m, a))
-    assert gaussian_wasserstein(m, a, m + 2.0, a) == pytest.approx(4.0, rel=1e-6)  # a shift of length 4
+    assert found == pytest.approx(wasserstein(n, b, m, a))
+    assert wasserstein(m, a, m + 2.0, a) == pytest.approx(4.0, rel=1e-6)  # a shift of length 4
 
 
-def test_flat_gaussians_are_allowed_and_what_is_none_is_not():
+def test_flat_gaussians_are_allowed():
     zero, flat = torch.zeros(2), torch.diag(torch.tensor([9.0, 0.0]))
-    assert gaussian_wasserstein(zero, flat, zero, torch.zeros(2, 2)) == pytest.approx(3.0)
-    with pytest.raises(UserError, match="other_cov: expected eigenvalues of 0 or more"):
-        gaussian_wasserstein(zero, flat, zero, -flat)
-    with pytest.raises(UserError, match="cov: expected a symmetric matrix"):
-        gaussian_wasserstein(zero, torch.tensor([[1.0, 2.0], [0.0, 1.0]]), zero, flat)
+    assert wasserstein(zero, flat, zero, torch.zeros(2, 2)) == pytest.approx(3.0)
+
+
+@pytest.mark.parametrize(("own", "other"), [(0.7, 0.2), (1.0, 1.0)])
+def test_the_theory_s_isotropic_case_is_the_same_number(own, other):
+    m, n = normal(5, 1, 0)[:, 0].double(), normal(5, 1, 1)[:, 0].double()
+    found = wasserstein(m, own**2 * torch.eye(5), n, other**2 * torch.eye(5))
+    assert float(conditional_wasserstein2(m, n, own, other)) == pytest.approx(found)

@@ -12,10 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gambeson import canonical, files
-from gambeson.data.gtsrb import signs_held_out
 from gambeson.data.imageset import ImageSet, Split
 from gambeson.data.npz import NpzImages
-from gambeson.data.portions import at_most, groups_held_out, parted, twins
+from gambeson.data.portions import at_most, parted, twins
 from gambeson.errors import UserError
 from gambeson.models.resnet import ResNetSpec
 from gambeson.pipeline import check_plan
@@ -350,12 +349,3 @@ def test_parts_are_a_partition(classes: int, each: int, seed: int, grouped: bool
         ]
         assert not (owner[0] & owner[1]) | (owner[0] & owner[2]) | (owner[1] & owner[2])
     assert np.array_equal(at_most(labels, found.train, 0, seed, names, "f"), found.train)
-
-
-@settings(max_examples=25, deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 6)), min_size=8, max_size=60), st.integers(0, 99))
-def test_whole_signs_as_the_door_of_the_archives_takes_them(frames: list[tuple[int, int]], seed: int) -> None:
-    frames += [(label, track) for label in range(3) for track in (0, 1)]
-    labels, tracks = (np.array([frame[i] for frame in frames]) for i in (0, 1))
-    theirs = signs_held_out([(label, f"{track:05d}") for label, track in frames], 0.3, seed)
-    assert np.array_equal(groups_held_out(labels, tracks, 0.3, seed, list("abc"), "data.validation_share"), theirs)

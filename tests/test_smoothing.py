@@ -567,8 +567,8 @@ def test_killed_and_resumed_by_two_workers_it_ends_in_the_same_rows(
     assert 2 <= len(finished) < 8
     kept = [pq.read_table(path).to_pylist()[0] for path in finished]
     told: list[tuple[int, int]] = []
-    show = nullcontext(lambda stage, done, total: told.append((done, total)))
-    monkeypatch.setattr("gambeson.certify._screen", lambda: show)
+    show = nullcontext((lambda stage, done, total: told.append((done, total)), lambda line: None))
+    monkeypatch.setattr("gambeson.certify.shown", lambda job: show)
     certify([*words, "--workers", "2", "--runs", "killed"])
     assert told == [(done, 8) for done in range(len(finished), 9)] + [(1, 0)]
     assert rows(Path("killed")) == rows(Path("whole"))

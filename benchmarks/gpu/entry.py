@@ -26,8 +26,8 @@ import pyarrow.parquet as pq
 import torch
 from training import commit
 
-from gambeson.data.datasets import Digits, ImageSet, Split, load
-from gambeson.data.npz import divided, read_arrays
+from gambeson.data.datasets import Digits, ImageSet, load
+from gambeson.data.npz import NpzImages
 from gambeson.errors import UserError, require
 from gambeson.robustness.assess import Assessment, assess
 from gambeson.robustness.autoattack import AutoAttack
@@ -200,31 +200,13 @@ def hand_over(*files: Path) -> None:
 def traffic_signs(root: Path, share: float = 0.1) -> ImageSet:
     """GTSRB from unpack.py's files: whole physical signs (tracks) are held out, a share of each class; at least one.
 
-    Frames of a sign look alike: a split by frame would make the validation number a lie. UserError for a class without
-    images, which is what half of the shards gives.
+    Frames of a sign look alike: a split by frame would make the validation number a lie. The sign whose frames are test
+    images too is left out.
     """
-    parts = {}
-    for part in ("train", "test"):
-        keys = {"images": ("images",), "labels": ("labels",), "tracks": ("tracks",), "class_names": ("class_names",)}
-        wanted = keys if part == "train" else {k: keys[k] for k in ("images", "labels")}
-        parts[part] = read_arrays(root / f"gtsrb_{part}.npz", wanted)
-    labels, tracks = parts["train"]["labels"], parts["train"]["tracks"]
-    twice = (labels == 14) & (tracks == 23)  # that sign's frames are test images too (the data's README)
-    held = np.zeros(len(labels), dtype=bool)
-    draw = np.random.default_rng(0)
-    for label in np.unique(labels):
-        own = draw.permutation(np.unique(tracks[(labels == label) & ~twice]))
-        held |= (labels == label) & np.isin(tracks, own[: max(round(share * len(own)), 1)])
-    splits = [split_of(parts["train"]["images"][which], labels[which]) for which in (~held & ~twice, held)]
-    test = split_of(parts["test"]["images"], parts["test"]["labels"])
-    names = tuple(map(str, parts["train"]["class_names"]))
-    return divided("gtsrb", splits[0], test, names, False, (share, share), 0, validation=splits[1])
-
-
-def split_of(pixels: np.ndarray, labels: np.ndarray) -> Split:
-    """uint8 NHWC and labels as a part of an image set."""
-    images = torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))).float().div_(255)
-    return Split(images, torch.from_numpy(labels.astype(np.int64)))
+    train, test = (str(root / f"gtsrb_{part}.npz") for part in ("train", "test"))
+    return NpzImages(
+        path=train, test_path=test, groups="tracks", drop_test_twins=True, validation_share=share, flip_safe=False
+    ).load()
 
 
 def attack_of(tiny: bool, threat: ThreatModel) -> AutoAttack:

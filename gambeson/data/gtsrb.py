@@ -23,6 +23,7 @@ from gambeson.data.assembly import Chosen, Part, assembled
 from gambeson.data.imageset import ImageSet, balanced_part, data_root
 from gambeson.data.npz import check_shares
 from gambeson.data.pictures import DAMAGE, resized
+from gambeson.data.portions import groups_held_out
 from gambeson.errors import UserError, require
 from gambeson.randomness import derive
 
@@ -112,7 +113,8 @@ class Gtsrb:
 
     def _chosen(self, train: Sequence[Frame], test: int) -> Chosen:
         labels, seed = np.array([frame.label for frame in train]), derive(self.split_seed, "gtsrb split")
-        held = signs_held_out([frame.sign for frame in train], self.validation_share, seed)
+        signs = np.array([frame.sign[1] for frame in train])
+        held = groups_held_out(labels, signs, self.validation_share, seed, CLASSES, "data.validation_share")
         rest = np.flatnonzero(~held)
         if self.train_images:
             rest = balanced_part(labels, rest, self.train_images, seed, CLASSES, "data.train_images")
@@ -140,21 +142,6 @@ class Gtsrb:
             raise
         except DAMAGE as error:
             raise UserError(f"{files.place}: {frame.file}: expected a picture, got a damaged one ({error})") from error
-
-
-def signs_held_out(signs: Sequence[tuple[int, str]], share: float, seed: int) -> np.ndarray:
-    """bool for each frame: whether its sign is one of the `share` of each class's signs (at least one) held out.
-
-    Raises UserError for a class with frames of a single sign.
-    """
-    generator, held = np.random.default_rng(seed), set()
-    for label in sorted({label for label, _ in signs}):
-        members = sorted({sign for sign in signs if sign[0] == label})
-        enough = f"frames of at least 2 signs of {CLASSES[label]}, one to hold out"
-        require(len(members) > 1, "gtsrb", enough, len(members))
-        count = min(max(round(share * len(members)), 1), len(members) - 1)
-        held |= {members[i] for i in generator.permutation(len(members))[:count].tolist()}
-    return np.array([sign in held for sign in signs])
 
 
 def train_frames(files: Files) -> list[Frame]:

@@ -258,29 +258,3 @@ def _row(
         randomness=randomness,
         note=note,
     )
-
-
-def gaussian_wasserstein(
-    mean: Float[Tensor, " d"],
-    cov: Float[Tensor, "d d"],
-    other_mean: Float[Tensor, " d"],
-    other_cov: Float[Tensor, "d d"],
-) -> float:
-    """W_2 (l2) of two Gaussians in closed form: W_2^2 = ||m - n||^2 + tr(A + B - 2 (A^1/2 B A^1/2)^1/2) (Gelbrich 1990;
-    Dowson & Landau 1982). Singular covariances are allowed. UserError for covariances that are none."""
-    m, n, a, b = (t.double() for t in (mean, other_mean, cov, other_cov))
-    root = _square_root(a, "cov")
-    _square_root(b, "other_cov")
-    middle = root @ b @ root
-    shared = torch.linalg.eigvalsh((middle + middle.T) / 2).clamp_min(0).sqrt().sum()
-    square = (m - n).square().sum() + a.trace() + b.trace() - 2 * shared
-    return math.sqrt(max(float(square), 0.0))
-
-
-def _square_root(cov: Tensor, name: str) -> Tensor:
-    """The symmetric root. UserError for a matrix that is not symmetric, or has an eigenvalue below 0."""
-    require(torch.allclose(cov, cov.T, rtol=1e-6, atol=1e-9), name, "a symmetric matrix", "another")
-    values, vectors = torch.linalg.eigh((cov + cov.T) / 2)
-    least = float(values.min())
-    require(least >= -1e-8 * max(float(values.max()), 1.0), name, "eigenvalues of 0 or more", least)
-    return (vectors * values.clamp_min(0).sqrt()) @ vectors.T

@@ -20,8 +20,8 @@ Squares = dict[str, Tensor]
 ROOM, ROOM_ELSEWHERE = 1 << 22, 1 << 28
 """Numbers that a step holds besides the network's own, about, on a CPU and on other devices.
 
-16 MiB of float32 stay near a CPU's cache: about 1.6 times as fast as 128 MiB (WRN-16-2 at 32x32 on one core that others
-used too, best of 3: 58 against 35 images a second; six sizes tried).
+16 MiB of float32 stay near a CPU's cache; six sizes were tried once, on a core that others used too, and this was the
+fastest (WRN-16-2 at 32x32).
 """
 
 
