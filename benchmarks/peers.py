@@ -122,6 +122,13 @@ def with_costs(asked: Asked, row: dict[str, Any], work: Callable[[], Any]) -> di
     return row | ({"costs_of_ours": costs(asked, work)} if asked.profile else {})
 
 
+def student(quick: bool, on_gpu: bool) -> WideResNetSpec:
+    """WRN-28-10; on a CPU WRN-16-4, since a step of the former takes minutes there; quick: the smallest."""
+    if quick:
+        return WideResNetSpec(depth=10, width=1)
+    return WideResNetSpec() if on_gpu else WideResNetSpec(depth=16, width=4)
+
+
 # ---- guidance ----
 
 
@@ -146,13 +153,13 @@ class Sampling:
             if not p.any():
                 nn.init.normal_(p, 0.0, 0.02, generator=g)
         denoiser = NetworkDenoiser(network, VP(), spec=spec, classes=10, shape=shape, conditional_only=True)
-        encoder = WideResNetSpec(depth=10, width=1) if quick else WideResNetSpec()
+        encoder = student(quick, on_gpu)
         parts = [part.to(device, dtype).eval() for part in (denoiser, encoder.build(3, 10))]
         parts = [part.requires_grad_(False) for part in parts]
-        count = batch or (6 if quick else 512 if on_gpu else 16)
+        count = batch or (6 if quick else 512 if on_gpu else 8)
         noise = torch.randn(count, *shape, generator=g, dtype=torch.float64).to(device, dtype)
         labels = (torch.arange(count) % 10).to(device)
-        return Sampling(*parts, noise, labels, 24 if quick else 1 if on_gpu else 8)  # type: ignore[arg-type]
+        return Sampling(*parts, noise, labels, 24 if quick else 1 if on_gpu else 16)  # type: ignore[arg-type]
 
     def theirs(self) -> Tensor:
         """x_0 by the re-stated sampler. The last timestep's repeats, which do not move, are left out of both."""
@@ -186,7 +193,12 @@ def guidance(asked: Asked) -> dict[str, Any]:
         return row
     both = Sampling.build(asked.device, asked.quick)
     steps, repeats = len(set(squared_timesteps())), len(squared_timesteps())
-    row |= {"batch": len(both.noise), "timed_steps": -(-steps // both.every), "steps": steps}
+    row |= {
+        "encoder": repr(student(asked.quick, asked.on_gpu)),
+        "batch": len(both.noise),
+        "timed_steps": -(-steps // both.every),
+        "steps": steps,
+    }
     row |= {"calls_of_the_authors_with_repeats": repeats} | side_by_side(asked, both.theirs, both.ours)
     return with_costs(asked, row, both.ours)
 
@@ -222,7 +234,7 @@ def training(asked: Asked) -> dict[str, Any]:
     if not row["equal"]:
         return row
     batch = 8 if asked.quick else 1024 if asked.on_gpu else 16
-    network = WideResNetSpec(depth=10, width=1) if asked.quick else WideResNetSpec()
+    network = student(asked.quick, asked.on_gpu)
     plan = Optimisation(steps=100_000, batch_size=batch, learning_rate=1e-4)
     inner = replace(loss, steps=2 if asked.quick else 10, attack_mode="eval", statistics="together")
     side = 8 if asked.quick else 32
@@ -230,7 +242,12 @@ def training(asked: Asked) -> dict[str, Any]:
     bench = Bench(asked.device, network, plan, inner, random_set(batch * 2, side=side), store, asked.folder)
     rows = {name: warmed(bench, name, 1.0) for name in ("usual", "usual_grad", "ours_as_usual", "ours")}
     interleave(bench, rows, asked.rounds, 1 if asked.quick or not asked.on_gpu else 4)
-    row |= {"batch": batch, "inner_steps": inner.steps, "precisions": {n: LOOPS[n].precision for n in rows}}
+    row |= {
+        "network": repr(network),
+        "batch": batch,
+        "inner_steps": inner.steps,
+        "precisions": {n: LOOPS[n].precision for n in rows},
+    }
     rates = {name: spread([batch / s for s in each.seconds]) for name, each in rows.items()}
     row |= {"images_per_second": rates, "times_as_fast": ratios(rows)}
     return with_costs(asked, row, partial(next, rows["ours"].steps))
