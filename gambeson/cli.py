@@ -18,10 +18,13 @@ usage: gambeson COMMAND [OPTIONS]
                            your own images, from which a recipe is derived
   runs                     list the runs
   show RUN                 print a run's table
+  watch RUN                show a run that goes on elsewhere: progress, curves, failures, then the verdict
   report RUN               write a run's report again and print its path
+  compare RUN RUN ...      compare runs on one page: paired differences, what differs between them, and why not
   train --data D           train a robust classifier alone: your images, a preset, synthetic images from anywhere
   evaluate CLASSIFIER      measure its robustness on test images: AutoAttack, rows, checks, a page
   certify CLASSIFIER       certify test images by randomised smoothing: L2 radii that provably hold
+  try CLASSIFIER           a page on this machine: drop an image, move eps, see answer, attack and certificate live
   export CLASSIFIER        write a classifier as ONNX, or as RobustBench reads it
   train-diffusion RECIPE   train the recipe's diffusion model
   train-encoder RECIPE     train a classifier whose features steer guidance: robust, standard or noise-conditioned
@@ -82,28 +85,31 @@ def command_show(argv: list[str]) -> None:
     from rich.console import Console
 
     from gambeson.report import verdict
-    from gambeson.report.gather import gather
-    from gambeson.run import find_run, open_run
+    from gambeson.report.gather import gather_folder
+    from gambeson.run import find_run
 
     root = take_runs(argv)
     folder = find_run(_one_word(argv, "the run"), root)
-    material = gather(open_run(folder))
+    material = gather_folder(folder, make=False)
     console = Console()
     console.print(verdict.terminal_table(material))
     for sentence in verdict.judge(material).sentences:
         console.print(sentence, markup=False)
+    told = {part: why for part, why in material.missing.items() if part in ("run", "arms", "class_names")}
+    for line in filter(None, (*told.values(), material.moved)):
+        print(f"note: {line}")
     print(f"recipe: {folder / 'recipe.yaml'}\nreport: {folder / 'report.html'}")
 
 
 def command_report(argv: list[str]) -> None:
     """gambeson report RUN"""
     from gambeson.report import page
-    from gambeson.report.gather import gather
-    from gambeson.run import find_run, open_run
+    from gambeson.report.gather import gather_folder
+    from gambeson.run import find_run
 
     root = take_runs(argv)
     folder = find_run(_one_word(argv, "the run"), root)
-    print(page.write(gather(open_run(folder)), folder / "report.html").resolve())
+    print(page.write(gather_folder(folder), folder / "report.html").resolve())
 
 
 def _elsewhere(module: str, function: str) -> Callable[[list[str]], None]:
@@ -116,11 +122,14 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "runs": command_runs,
     "show": command_show,
     "report": command_report,
+    "compare": _elsewhere("gambeson.compare_command", "compare"),
+    "watch": _elsewhere("gambeson.watch_command", "watch"),
     "train": _elsewhere("gambeson.train", "train"),
     "train-diffusion": _elsewhere("gambeson.commands", "train_diffusion"),
     "train-encoder": _elsewhere("gambeson.commands", "train_encoder"),
     "evaluate": _elsewhere("gambeson.evaluate", "evaluate"),
     "certify": _elsewhere("gambeson.certify", "certify"),
+    "try": _elsewhere("gambeson.try_command", "try_"),
     "export": _elsewhere("gambeson.commands", "export"),
     "generate": _elsewhere("gambeson.commands", "generate_images"),
     "sample-grid": _elsewhere("gambeson.commands", "sample_grid"),

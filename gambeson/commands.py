@@ -14,6 +14,7 @@ from typing import Any, get_args
 import pyarrow.parquet as pq
 
 from gambeson import overrides
+from gambeson.data.exchange.store_card import card_file, deliver_card, exported
 from gambeson.engine import Job, run_jobs
 from gambeson.errors import UserError, require, unknown
 from gambeson.models.classifiers import load_classifier
@@ -33,7 +34,10 @@ from gambeson.store import Artifact, Machine
 from gambeson.synthesis import grid
 from gambeson.synthesis.generate import Sources, fit_embedding, generate
 from gambeson.synthesis.generation import Generation
+from gambeson.training.classifier import train_classifier
+from gambeson.training.diffusion import train_denoiser
 from gambeson.training.foreign import ForeignDenoiser, Weights, import_classifier, import_denoiser
+from gambeson.training.noise_conditioned import train_noise_conditioned
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +102,7 @@ def ask(argv: list[str], command: str, weights: bool = True) -> Asked:
     source = overrides.parse(source, words, prog=f"gambeson {command} {word}")
     if out is not None and command != "sample-grid":  # a picture may be drawn anew, results are never overwritten
         require(not Path(out).exists(), "--out", "a path where nothing lies yet", out)
+        require(not card_file(Path(out)).exists(), "--out", "a path without a card beside it", card_file(Path(out)))
     _check(source)
     return Asked(source=source, runs=runs, machine=machine, out=None if out is None else Path(out))
 
@@ -153,20 +158,25 @@ def _wants_help(argv: list[str], text: str) -> bool:
     return True
 
 
-def _deliver(path: Path, out: Path | None, what: str) -> None:
-    """Says where a result lies; a copy of it goes to `out`."""
+def _deliver(path: Path, out: Path | None, what: str, made: Artifact, words: list[str]) -> None:
+    """Says where a result lies; a copy of it goes to `out`, with its card."""
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         path = Path((shutil.copytree if path.is_dir() else shutil.copyfile)(path, out))
+        deliver_card(exported(made, MADE, words), path)
     print(f"{what}: {path.resolve()}")
 
 
-def _deliver_weights(path: Path, out: Path | None) -> None:
+MADE = (train_denoiser, import_denoiser, train_classifier, train_noise_conditioned, generate)
+"""The stages that make what these commands deliver."""
+
+
+def _deliver_weights(path: Path, out: Path | None, made: Artifact, words: list[str]) -> None:
     """The last line of a training's log, and where its weights lie."""
     for record in load_tensors(path)[1]["log"][-1:]:
         first = {"step": record["step"], **record}
         print("  ".join(f"{name} {_shown(value)}" for name, value in first.items()))
-    _deliver(path, out, "weights")
+    _deliver(path, out, "weights", made, words)
 
 
 def _shown(value: Any) -> str:
@@ -179,12 +189,14 @@ def _shown(value: Any) -> str:
 def train_diffusion(argv: list[str]) -> None:
     """gambeson train-diffusion RECIPE [OPTIONS]"""
     about = "Trains the recipe's diffusion model (or finds it trained) and prints where its weights are."
-    if _wants_help(argv, _usage("train-diffusion", "RECIPE", about, "copy the weights there, a .safetensors file")):
+    if _wants_help(
+        argv,
+        _usage("train-diffusion", "RECIPE", about, "copy the weights there, a .safetensors file, and its card beside"),
+    ):
         return
     asked = ask(argv, "train-diffusion", weights=False)
     made: Artifact = asked.make("diffusion model", prepare_denoiser, asked.recipe, asked.recipe.seed)
-    path = made.file("denoiser.safetensors")
-    _deliver_weights(path, asked.out)
+    _deliver_weights(made.file("denoiser.safetensors"), asked.out, made, ["train-diffusion", *argv])
 
 
 def train_encoder(argv: list[str]) -> None:
@@ -202,8 +214,7 @@ def train_encoder(argv: list[str]) -> None:
         raise unknown("encoder", kind, get_args(EncoderKind))
     kind = kind or asked.recipe.encoder
     made: Artifact = asked.make(f"{kind} encoder", prepare_encoder, asked.recipe, kind, asked.recipe.seed)
-    path = made.file("classifier.safetensors")
-    _deliver_weights(path, asked.out)
+    _deliver_weights(made.file("classifier.safetensors"), asked.out, made, ["train-encoder", *argv])
 
 
 def generate_images(argv: list[str]) -> None:
@@ -218,7 +229,7 @@ def generate_images(argv: list[str]) -> None:
     count = asked.source.generation.count
     print(f"{count} images in {record['seconds']:.0f} s; bit-identical over its restarts: {record['bit_identical']}")
     _print_clipping(made.folder / "images", asked.source.generation)
-    _deliver(made.folder / "images", asked.out, "store")
+    _deliver(made.folder / "images", asked.out, "store", made, ["generate", *argv])
 
 
 def _print_clipping(store: Path, spec: Generation) -> None:

@@ -5,17 +5,20 @@ A job may wait for a stage that another job is making (store.Store.once holds a 
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, wait
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
 from pathlib import Path
 from queue import Empty
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from gambeson.processes import CONTEXT, pool
-from gambeson.store import Machine, Store
+from gambeson.store import Artifact, Machine, Store
+
+Event = Literal["reached", "asked", "begun", "said", "failed", "finished"]
+"""Of a stage: how far it is, that it is asked for, that its work begins, a line for a person. Of a job: its end."""
 
 
 @dataclass(frozen=True)
@@ -29,12 +32,20 @@ class Job:
 
 @dataclass(frozen=True)
 class News:
-    """A stage of a job has come this far; total 0: it has ended, made now (done 1) or there already (done 0)."""
+    """A stage of a job has come this far; total 0: it has ended, made now (done 1) or there already (done 0).
+
+    Screens are shown these; what keeps a record (`run_jobs`) is told the other events, too.
+    """
 
     job: str
     stage: str
     done: int
     total: int
+    event: Event = "reached"
+    line: str = ""  # what was said, or why the job failed
+    folder: Path | None = None  # of the stage, where its results and its journal are
+    asked: dict[str, Any] = field(default_factory=dict)  # what the stage is made of, when it is asked for
+    pid: int = field(default_factory=os.getpid)  # of the process that works
 
 
 @runtime_checkable
@@ -44,48 +55,105 @@ class Screen(Protocol):
     def show(self, news: News) -> None: ...
 
 
-def run_jobs(jobs: Sequence[Job], root: Path, workers: int, screen: Screen, machine: Machine = Machine()) -> list[Any]:
-    """The jobs' results in order. The first failure stops the rest and is raised as it was."""
+Tell = Callable[[News], None]
+
+
+def unkept(news: News) -> None:
+    """Keeps no record."""
+
+
+def run_jobs(
+    jobs: Sequence[Job],
+    root: Path,
+    workers: int,
+    screen: Screen,
+    machine: Machine = Machine(),
+    keep: Tell = unkept,
+) -> list[Any]:
+    """The jobs' results in order. The first failure stops the rest and is raised as it was.
+
+    `keep` is told all news, the screen how far stages are.
+    """
+
+    def tell(news: News) -> None:
+        keep(news)
+        if news.event == "reached":
+            screen.show(news)
+
     if workers == 1:
-        return _in_this_process(jobs, root, screen, machine)
+        return _in_this_process(jobs, root, tell, machine)
     queue = CONTEXT.Queue()
     with pool(min(workers, len(jobs)), _take_queue, queue) as executor:
-        futures = [executor.submit(_work, job, root, machine) for job in jobs]
-        return _collect(futures, queue, screen)
+        futures = {executor.submit(_work, job, root, machine): job.name for job in jobs}
+        return _collect(futures, queue, tell)
 
 
-def _in_this_process(jobs: Sequence[Job], root: Path, screen: Screen, machine: Machine) -> list[Any]:
+def _in_this_process(jobs: Sequence[Job], root: Path, tell: Tell, machine: Machine) -> list[Any]:
     import torch
 
     threads, results = torch.get_num_threads(), []
     torch.set_num_threads(1)
     try:
         for job in jobs:
-            report = partial(_tell, screen, job.name)
-            results.append(job.work(*job.arguments, Store(root, report, machine).once))
+            try:
+                results.append(job.work(*job.arguments, Reporter(job.name, tell).store(root, machine).once))
+            except Exception as error:
+                tell(News(job.name, "", 0, 0, "failed", str(error)))
+                raise
+            tell(News(job.name, "", 0, 0, "finished"))
     finally:
         torch.set_num_threads(threads)
     return results
 
 
-def _tell(screen: Screen, job: str, stage: str, done: int, total: int) -> None:
-    screen.show(News(job, stage, done, total))
+@dataclass
+class Reporter:
+    """Tells, as news of a job, what its store reports; how far a stage is at most every `patience` seconds."""
+
+    job: str
+    tell: Tell
+    patience: float = 0.0
+    stage: str = ""
+    folder: Path | None = None
+    last: float = 0.0
+
+    def store(self, root: Path, machine: Machine) -> Store:
+        """The store of the job."""
+        return Store(root, self.report, machine, self.say, self.notice)
+
+    def notice(self, event: str, artifact: Artifact, asked: dict[str, Any]) -> None:
+        """As store.Notice."""
+        self.stage, self.folder = artifact.stage, artifact.folder
+        told: Event = "begun" if event == "begun" else "asked"
+        self.tell(News(self.job, self.stage, 0, 0, told, folder=self.folder, asked=asked))
+
+    def report(self, stage: str, done: int, total: int) -> None:
+        """As store.Store.report."""
+        if done == total or not total or time.monotonic() - self.last >= self.patience:
+            self.last = time.monotonic()
+            self.tell(News(self.job, stage, done, total, folder=self.folder))
+
+    def say(self, line: str) -> None:
+        """As store.Store.say."""
+        self.tell(News(self.job, self.stage, 0, 0, "said", line, self.folder))
 
 
-def _collect(futures: list[Future[Any]], queue: Any, screen: Screen) -> list[Any]:
+def _collect(futures: dict[Future[Any], str], queue: Any, tell: Tell) -> list[Any]:
     pending = set(futures)
     while pending:
         finished, pending = wait(pending, timeout=0.1, return_when=FIRST_EXCEPTION)
-        _drain(queue, screen)
+        _drain(queue, tell)
         for future in finished:
+            error = future.exception()
+            tell(News(futures[future], "", 0, 0, "failed" if error else "finished", str(error or "")))
             future.result()
     return [future.result() for future in futures]
 
 
-def _drain(queue: Any, screen: Screen) -> None:
+def _drain(queue: Any, tell: Tell) -> None:
     try:
         while True:
-            screen.show(queue.get_nowait())
+            tell(queue.get_nowait())
     except Empty:
         pass
 
@@ -99,11 +167,4 @@ def _take_queue(queue: Any) -> None:
 
 
 def _work(job: Job, root: Path, machine: Machine) -> Any:
-    last = [0.0]
-
-    def report(stage: str, done: int, total: int) -> None:
-        if done == total or not total or time.monotonic() - last[0] > 0.2:
-            last[0] = time.monotonic()
-            _queue.put(News(job.name, stage, done, total))
-
-    return job.work(*job.arguments, Store(root, report, machine).once)
+    return job.work(*job.arguments, Reporter(job.name, _queue.put, patience=0.2).store(root, machine).once)

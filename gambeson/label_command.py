@@ -14,6 +14,7 @@ import torch
 from gambeson.data.chosen import Part
 from gambeson.data.datasets import door
 from gambeson.data.exchange.outgoing import class_names
+from gambeson.data.exchange.store_card import deliver_card, exported
 from gambeson.data.exchange.stores import Source
 from gambeson.data.mixture import check_images
 from gambeson.data.peers import is_peer
@@ -152,12 +153,12 @@ def label(argv: list[str]) -> None:
         with memory_told(
             f"Start the same command again with fewer images in a teacher at once (--batch-size, now {size})"
         ):
-            _label(asked)
+            _label(asked, argv)
     finally:
         torch.set_num_threads(threads)
 
 
-def _label(asked: Asked) -> None:
+def _label(asked: Asked, argv: list[str]) -> None:
     """The stage and what is shown of it."""
     source = _opened(asked.store)
     channels = source.shape[2]
@@ -169,7 +170,7 @@ def _label(asked: Asked) -> None:
     with shown("label") as (report, say):
         once: Callable[..., Artifact] = Store(asked.runs, report, asked.machine, say=say).once
         made = once(labels.label, asked.spec, source, *subjects)
-    _deliver(asked, source, made)
+    _deliver(asked, source, made, argv)
 
 
 def _opened(word: str) -> Source:
@@ -189,7 +190,7 @@ def _check_real(asked: Asked, source: Source, subjects: list[Named]) -> None:
     open_teachers(subjects, source, real.class_names, asked.machine.device)
 
 
-def _deliver(asked: Asked, source: Source, made: Artifact) -> None:
+def _deliver(asked: Asked, source: Source, made: Artifact, argv: list[str]) -> None:
     """The labels, what is told of them, and the selection that is trained on; the table on the screen."""
     rows, facts, out = made.file(LABELS), made.file(REPORT), asked.out
     delivery.claim(out, made, LABELS)
@@ -197,7 +198,9 @@ def _deliver(asked: Asked, source: Source, made: Artifact) -> None:
         delivery.copied(path, out)
     store = source.store if isinstance(source, Chosen) else source
     with open_labels(rows) as file:
-        Chosen.write_parts(out / SELECTION, store, (_placed(source, part) for part in labelled_parts(file)))
+        placed = (_placed(source, part) for part in labelled_parts(file))
+        Chosen.write_parts(out / SELECTION, store, placed, made.heritage)
+    deliver_card(exported(made, [labels.label], ["label", *argv]), out)
     found = read_json(facts)
     print("\n".join(table(found)))
     if found["empty"]:

@@ -1,7 +1,8 @@
-"""Worker processes: spawned, of one thread each, deaf to Ctrl-C, and gone as soon as their parent is."""
+"""Worker processes: spawned, of one thread each, deaf to Ctrl-C, gone as soon as their parent is; our own memory."""
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from gambeson.errors import EnvironmentFault
@@ -59,3 +61,19 @@ def _watch(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(0.3)
     os._exit(1)
+
+
+def reset_peak_memory() -> None:
+    """Lets `peak_memory_mb` count from now (Linux)."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_memory_mb() -> float:
+    """Peak resident memory of this process since the last reset, in MB (Linux: VmHWM)."""
+    with contextlib.suppress(OSError, IndexError):
+        line = Path("/proc/self/status").read_text().split("VmHWM:")[1].split("\n")[0]
+        return int(line.split()[0]) / 1024
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

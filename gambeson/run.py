@@ -2,6 +2,7 @@
 
 RUNS/NAME-DIGEST/recipe.yaml    the whole recipe: `gambeson run` on this file repeats the run
 RUNS/NAME-DIGEST/run.json       what ran, when, and which finished stages it is made of; written when complete
+RUNS/NAME-DIGEST/progress.jsonl what its jobs did and do, a line per news; not needed once it is complete
 RUNS/NAME-DIGEST/rows.parquet   one row per arm, seed and test image
 RUNS/NAME-DIGEST/report.html    the page
 RUNS/stages/STAGE/DIGEST/       the store that all runs share
@@ -23,6 +24,7 @@ from gambeson import files
 from gambeson.engine import Job, Screen, run_jobs
 from gambeson.errors import UserError, unknown
 from gambeson.pipeline import Chapter, check_plan, prepare_denoiser, tell
+from gambeson.progress import NAME, Record
 from gambeson.recipe import Arm, Recipe, class_table
 from gambeson.store import Artifact, Machine, atomic, open_folder, read_json, sweep, versions, write_json
 
@@ -77,10 +79,19 @@ def execute(
     root = root.resolve()
     check_plan(recipe, recipe.arms)
     folder = folder_of(recipe, root)
-    started = _claim(folder, recipe)
-    results = run_jobs(jobs_of(recipe), root, workers, screen, machine)
+    started, jobs = _claim(folder, recipe), jobs_of(recipe)
+    told = {"command": command, "workers": workers, "device": machine.device, "jobs": [job.name for job in jobs]}
+    with Record(folder / NAME, **told, gambeson=gambeson.__version__) as record:
+        results = run_jobs(jobs, root, workers, screen, machine, record)
+        facts = _facts(recipe, results, root, started, command, workers)
+        _conclude(folder, facts, [r for r in results if isinstance(r, Chapter)])
+    return open_run(folder)
+
+
+def _facts(recipe: Recipe, results: list[Any], root: Path, started: str, command: str, workers: int) -> dict[str, Any]:
+    """The record of a run that is complete."""
     chapters = [r for r in results if isinstance(r, Chapter)]
-    facts = {
+    return {
         "format": FORMAT,
         "recipe_digest": recipe.digest,
         "started": started,
@@ -90,8 +101,6 @@ def execute(
         "versions": versions(),
         "chapters": [_chapter_facts(c, root) for c in chapters],
     }
-    _conclude(folder, facts, chapters)
-    return open_run(folder)
 
 
 def _conclude(folder: Path, facts: dict[str, Any], chapters: list[Chapter]) -> None:
@@ -111,7 +120,7 @@ def _claim(folder: Path, recipe: Recipe) -> str:
     """When the run was first started; opens its folder, refuses one of another version or with an edited recipe."""
     open_folder(folder)
     sweep(folder)
-    _check_format(folder)
+    check_format(folder)
     path = folder / "version.json"
     if not path.exists():
         started = datetime.now(UTC).isoformat(timespec="seconds")
@@ -130,7 +139,8 @@ def _check_recipe(folder: Path, found: Recipe, digest: str) -> None:
         )
 
 
-def _check_format(folder: Path) -> None:
+def check_format(folder: Path) -> None:
+    """UserError for a run folder of another version."""
     path = folder / "version.json"
     found = read_json(path) if path.exists() else {"format": FORMAT}
     if found.get("format") != FORMAT:
@@ -159,7 +169,7 @@ def _all_rows(chapters: list[Chapter]) -> pa.Table:
 
 def open_run(folder: Path) -> Run:
     """A complete run. Raises UserError for a folder that is none, is incomplete, or came from another version."""
-    _check_format(folder)
+    check_format(folder)
     if not (folder / "recipe.yaml").exists():
         raise UserError(f"{folder}: expected a run folder (with recipe.yaml), found none; `gambeson runs` lists them")
     if not (folder / "run.json").exists():

@@ -132,8 +132,11 @@ def _make(recipe: Recipe, runs: Path, machine: Machine, command: str) -> Path:
     console = Console()
     with ProgressScreen(console) as screen:
         made = execute(recipe, runs, machine.workers, screen, command, replace(machine, workers=1))
+    print("making the page; what it shows is kept for the next time", flush=True)
     material = gather(made)
     path = page.write(material, made.folder / "report.html")
     console.print(verdict.terminal_table(material))
+    for sentence in verdict.judge(material).headlines[:1]:
+        console.print(sentence, markup=False, highlight=False)
     print(f"report: {path.resolve()}")
     return made.folder

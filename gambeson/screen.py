@@ -56,10 +56,10 @@ class Pace:
         worked, took = self.done - self.first, time.monotonic() - self.since
         if worked <= 0 or took <= 0:
             return f"{self.done} of {self.total}"
-        return f"{self.done} of {self.total}, {_span(took * (self.total - self.done) / worked)} left"
+        return f"{self.done} of {self.total}, {span(took * (self.total - self.done) / worked)} left"
 
 
-def _span(seconds: float) -> str:
+def span(seconds: float) -> str:
     """'45 s', '12 min', '3 h 5 min'."""
     if seconds < 90:
         return f"{seconds:.0f} s"

@@ -15,6 +15,7 @@ import torch
 from gambeson import overrides
 from gambeson.data.datasets import door
 from gambeson.data.exchange.outgoing import class_names
+from gambeson.data.exchange.store_card import deliver_card, exported
 from gambeson.data.imageset import ImageSet
 from gambeson.data.peers import is_peer
 from gambeson.data.synthetic import Chosen, SyntheticStore, open_synthetic
@@ -149,7 +150,7 @@ def select(argv: list[str]) -> None:
     size = asked.machine.micro_batch or TOGETHER
     try:
         with memory_told(f"Start the same command again with fewer images in a network at once (--micro-batch {size})"):
-            _select(asked)
+            _select(asked, argv)
     finally:
         torch.set_num_threads(threads)
 
@@ -160,7 +161,7 @@ def _described(kind: type) -> str:
     return fill(f"{kind.__name__}: {about}", 120, initial_indent=" " * 19, subsequent_indent=" " * 21)
 
 
-def _select(asked: Asked) -> None:
+def _select(asked: Asked, argv: list[str]) -> None:
     """The stage and what is shown of it."""
     store = _opened(asked.store)
     given = _given(asked, store)
@@ -168,7 +169,7 @@ def _select(asked: Asked) -> None:
     with shown("select") as (report, say):
         once: Callable[..., Artifact] = Store(asked.runs, report, asked.machine, say=say).once
         made = once(selecting.select, asked.spec, store, LabelFile(asked.labels.resolve()), *given)
-    _deliver(asked, store, made)
+    _deliver(asked, store, made, argv)
 
 
 def _opened(word: str) -> SyntheticStore:
@@ -199,11 +200,12 @@ def _given(asked: Asked, store: SyntheticStore) -> list[Named | ImageSet]:
     return [*found, door(asked.data or "").load()] if "real" in needs else found
 
 
-def _deliver(asked: Asked, store: SyntheticStore, made: Artifact) -> None:
+def _deliver(asked: Asked, store: SyntheticStore, made: Artifact, argv: list[str]) -> None:
     """The selection, which points to the store from its new place, and what is told of it."""
     chosen, facts, out = Chosen.open(made.file(SELECTION), store), made.file(REPORT), asked.out
     delivery.claim(out, made, SELECTION)
-    Chosen.write_parts(out / SELECTION, store, chosen.parts())
+    Chosen.write_parts(out / SELECTION, store, chosen.parts(), chosen.carries)
+    deliver_card(exported(made, [selecting.select], ["select", *argv]), out)
     delivery.copied(facts, out)
     found = read_json(facts)
     print("\n".join(table(found, class_names(store))))

@@ -24,11 +24,16 @@ from filelock import FileLock
 
 import gambeson
 from gambeson import canonical, distributed
+from gambeson.energy import joules_so_far, used
 from gambeson.errors import EnvironmentFault, UserError, require
+from gambeson.heritage import heritage_of, sources
+from gambeson.processes import peak_memory_mb, reset_peak_memory
 from gambeson.types import Progress, silent, unheard
 
 RESUME = "state.safetensors"
 """What an unfinished stage goes on from; removed when it is finished."""
+README = "README.md"
+"""The card of a stage's result, for those who find it."""
 NO_RESULTS = ("attempts.json", "log.jsonl", "not_finite.json", RESUME)
 """Files of a stage's folder that say how it went, or were needed on the way."""
 
@@ -51,7 +56,8 @@ class HoldsTest(Protocol):
     def without_test(self) -> Any: ...
 
 
-def _alive(pid: int) -> bool:
+def alive(pid: int) -> bool:
+    """Whether there is a process of that number on this machine."""
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):
@@ -65,7 +71,7 @@ def sweep(folder: Path) -> None:
     """Removes what processes that are dead left half-written below a folder."""
     for path in folder.rglob(".*.part"):
         pid = path.name.split(".")[-2]
-        if pid.isdigit() and not _alive(int(pid)):
+        if pid.isdigit() and not alive(int(pid)):
             path.unlink(missing_ok=True)
 
 
@@ -210,9 +216,19 @@ class Artifact:
         return path
 
     @property
+    def finished(self) -> bool:
+        """Whether its work has been done."""
+        return (self.folder / "done.json").exists()
+
+    @property
     def record(self) -> dict[str, Any]:
         """done.json: configuration, inputs, execution, time, memory, files."""
         return read_json(self.folder / "done.json")
+
+    @property
+    def heritage(self) -> dict[str, Any]:
+        """What it carries from all that it was made from (heritage.py); empty for one of an earlier version."""
+        return {**(self.record.get("heritage") or {} if self.finished else {}), "stage": self.stage}
 
 
 @dataclass(frozen=True)
@@ -224,6 +240,7 @@ class Workspace:
     machine: Machine = Machine()
     checkpoint_seconds: float = field(default_factory=lambda: float(os.environ.get("GAMBESON_CHECKPOINT_SECONDS", 10)))
     say: Callable[[str], None] = unheard  # takes a line about how it goes, for a person
+    heritage: dict[str, Any] = field(default_factory=dict)  # what its result inherits from the inputs
 
 
 @dataclass(frozen=True)
@@ -235,6 +252,7 @@ class Stage:
     work: Callable[..., None]
     together: bool = False  # whether processes that train together all do it; otherwise the first one alone
     reads_test: bool = False  # whether it evaluates; the others cannot read test images
+    card: Callable[[Path, dict[str, Any]], str] | None = None  # README.md of what it made: folder and record -> text
 
     def given(self, inputs: tuple) -> tuple:
         """What the function gets of these inputs."""
@@ -243,26 +261,22 @@ class Stage:
         return tuple(given.without_test() if isinstance(given, HoldsTest) else given for given in inputs)
 
 
-def stage(revision: int, together: bool = False, reads_test: bool = False) -> Callable[[Callable[..., None]], Stage]:
+def stage(
+    revision: int, together: bool = False, reads_test: bool = False, card: Callable[[Path, dict], str] | None = None
+) -> Callable[[Callable[..., None]], Stage]:
     """Makes a stage of a function. One done `together` writes its results in the process that leads only; one that does
     not say `reads_test` gets image sets whose test part raises when it is read."""
-    return lambda work: Stage(work.__name__, revision, work, together, reads_test)
+    return lambda work: Stage(work.__name__, revision, work, together, reads_test, card)
 
 
-def reset_peak_memory() -> None:
-    """Lets `peak_memory_mb` count from now (Linux)."""
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
+Notice = Callable[[str, Artifact, dict[str, Any]], None]
+"""("asked" or "begun", the stage, what it is made of: `Store.asked`), before it is looked for and when its work begins.
+
+Between the two a process waits for another that makes the same stage."""
 
 
-def peak_memory_mb() -> float:
-    """Peak resident memory of this process since the last reset, in MB (Linux: VmHWM)."""
-    with contextlib.suppress(OSError, IndexError):
-        line = Path("/proc/self/status").read_text().split("VmHWM:")[1].split("\n")[0]
-        return int(line.split()[0]) / 1024
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def unnoticed(event: str, artifact: Artifact, asked: dict[str, Any]) -> None:
+    """Tells nobody of a stage."""
 
 
 @dataclass(frozen=True)
@@ -270,13 +284,15 @@ class Store:
     """The content-addressed store of stages below `root`.
 
     `report` is told (stage, done, total) as a stage advances, and at its end (stage, 1, 0) if it was made now,
-    (stage, 0, 0) if it was there already. `say` gets what a stage tells a person on the way.
+    (stage, 0, 0) if it was there already. `say` gets what a stage tells a person on the way. `notice` is told which
+    stage is asked for, and when its work begins.
     """
 
     root: Path
     report: Callable[[str, int, int], None] = lambda stage, done, total: None
     machine: Machine = Machine()
     say: Callable[[str], None] = unheard
+    notice: Notice = unnoticed
 
     def once(self, stage: Stage, config: Any, *inputs: Digested | None, seed: int | None = None) -> Artifact:
         """The finished stage for this configuration, seed and inputs: found, resumed or made.
@@ -284,27 +300,32 @@ class Store:
         Processes that want the same stage at the same time wait for the first; a killed one's lock is freed by the
         kernel.
         """
-        asked = {
-            "stage": stage.name,
-            "revision": stage.revision,
-            "config": canonical.plain(config, drop_neutral=True),
-            "inputs": distributed.told(_digests(inputs) if distributed.leads() else None),
-            "seed": seed,
-        }
-        digest = canonical.digest(asked)
-        artifact = Artifact(stage.name, digest, self.root / "stages" / stage.name / digest[:16])
-        made = False
-        if not distributed.told(self._finished(artifact)):
+        asked = self.asked(stage, config, *inputs, seed=seed)
+        artifact, made = self.artifact(asked), False
+        self.notice("asked", artifact, asked)
+        if not distributed.told(artifact.finished):
             with self._locked(artifact):
-                if made := distributed.told(not self._finished(artifact)):
+                if made := distributed.told(not artifact.finished):
                     self._work(stage, artifact, asked, config, inputs, seed)
                 distributed.wait()
         self.report(stage.name, int(made), 0)
         return artifact
 
     @staticmethod
-    def _finished(artifact: Artifact) -> bool:
-        return (artifact.folder / "done.json").exists()
+    def asked(stage: Stage, config: Any, *inputs: Digested | None, seed: int | None = None) -> dict[str, Any]:
+        """All that a stage's digest is taken over."""
+        return {
+            "stage": stage.name,
+            "revision": stage.revision,
+            "config": canonical.plain(config, drop_neutral=True),
+            "inputs": distributed.told(_digests(inputs) if distributed.leads() else None),
+            "seed": seed,
+        }
+
+    def artifact(self, asked: dict[str, Any]) -> Artifact:
+        """Where a stage is, or will be; nothing is made."""
+        digest = canonical.digest(asked)
+        return Artifact(asked["stage"], digest, self.root / "stages" / asked["stage"] / digest[:16])
 
     @staticmethod
     @contextlib.contextmanager
@@ -320,32 +341,41 @@ class Store:
         """The stage's work: by all processes or the first alone; the record is the first's."""
         make_repeatable(self.machine)
         inputs = stage.given(inputs)
-        workspace = Workspace(
-            artifact.folder, lambda done, total: self.report(stage.name, done, total), self.machine, say=self.say
-        )
+        report, heritage = lambda done, total: self.report(stage.name, done, total), heritage_of(inputs)
+        workspace = Workspace(artifact.folder, report, self.machine, say=self.say, heritage=heritage)
         arguments = {} if seed is None else {"seed": seed}
         if not distributed.leads():
             if stage.together:
                 stage.work(workspace, config, *inputs, **arguments)
             return
+        self.notice("begun", artifact, asked)
         sweep(artifact.folder)
         attempts = _attempts(artifact.folder)
         execution_now = execution(self.machine, asked["config"], stage.together)
         write_json(artifact.folder / "attempts.json", [*attempts, {"began": time.time(), **execution_now}])
-        start = time.monotonic()
+        start, energy = time.monotonic(), None if attempts else joules_so_far(self.machine.device)
         reset_peak_memory()
         with contextlib.nullcontext() if stage.together else distributed.apart():
             stage.work(workspace, config, *inputs, **arguments)
-        record = {
+        facts = {
             **asked,
             "digest": artifact.digest,
             "execution": execution_now,
+            "heritage": heritage,
+            "sources": sources(stage.work, inputs),
+            "versions": versions(),
+        }
+        if stage.card is not None:  # before the record, which has its checksum; without a clock, as equal work is equal
+            with atomic(artifact.folder / README) as temporary:
+                temporary.write_text(stage.card(artifact.folder, facts), encoding="utf-8")
+        record = {
+            **facts,
             "attempts": len(attempts) + 1,
             "bit_identical": all(a | execution_now == a for a in attempts),
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             "seconds": time.monotonic() - start + sum(a["worked"] for a in attempts),
             "peak_mb": peak_memory_mb(),
-            "versions": versions(),
+            **used(self.machine.device, energy),  # of work that was not interrupted
             "files": {p.name: checksum(p) for p in sorted(artifact.folder.iterdir()) if _is_result(p)},
         }
         write_json(artifact.folder / "done.json", record)

@@ -5,6 +5,7 @@ STORE is everywhere a store's folder, the folder of a stage that made one, or a 
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,6 +17,7 @@ import numpy as np
 from gambeson.data.exchange import inspect, stores
 from gambeson.data.exchange.export import FORMATS, export
 from gambeson.data.exchange.outgoing import Outgoing, class_names, draft, numbered, store_of
+from gambeson.data.exchange.store_card import source_card, write_card
 from gambeson.data.peers import FilesSource, PeerImages, is_peer, open_peer, origin, write_store
 from gambeson.data.scores import Scores
 from gambeson.data.synthetic import Chosen, SyntheticStore, open_synthetic
@@ -180,17 +182,18 @@ def _show(words: list[str]) -> None:
 
 def _merge(words: list[str]) -> None:
     """gambeson store merge STORE STORE ... --out DIR [--classes N]"""
-    out, classes = _out(words), take_number(words, "--classes")
+    command, out, classes = _asked("merge", words), _out(words), take_number(words, "--classes")
     _check_words(words, "merge")
     require(len(words) >= 2, "merge", "two stores or more", " ".join(words))
     parts = [_verified(word) for word in words]
     with _progress("merge") as report:
-        made = stores.merge(parts, out, classes, report)
+        made = stores.merge(parts, out, classes, report, command)
     _deliver(made)
 
 
 def _split(words: list[str]) -> None:
     """gambeson store split STORE --parts 0.9,0.1 --out DIR [--seed S] [--copy]"""
+    command = _asked("split", words)
     out, seed, shares, copied = _out(words), _seed(words), _shares(take(words, "--parts")), take_flag(words, "--copy")
     source = (_verified if copied else _opened)(_only(words, "split"))
     parts = stores.split(source, shares, seed)
@@ -198,36 +201,39 @@ def _split(words: list[str]) -> None:
     with draft(out, asked) as folder:
         for number, positions in enumerate(parts):
             if not (folder / f"part-{number}").exists():  # a start before this one may have written it
-                _write_part(source, positions, folder / f"part-{number}", copied)
+                _write_part(source, positions, folder / f"part-{number}", copied, command)
     for number, positions in enumerate(parts):
         print(f"part-{number}: {len(positions):,} images, {(out / f'part-{number}').resolve()}")
 
 
 def _sample(words: list[str]) -> None:
     """gambeson store sample STORE --images N --out DIR [--per-class] [--seed S] [--copy]"""
+    command = _asked("sample", words)
     out, seed, images = _out(words), _seed(words), take_number(words, "--images")
     per_class, copied = take_flag(words, "--per-class"), take_flag(words, "--copy")
     source = (_verified if copied else _opened)(_only(words, "sample"))
     require(images is not None, "--images", "how many images to draw", images)
     assert images is not None
     positions = stores.sample(source, images, seed, per_class)
-    _write_part(source, positions, out, copied)
+    _write_part(source, positions, out, copied, command)
     print(f"{'store' if copied else 'selection'}: {len(positions):,} images, {out.resolve()}")
 
 
-def _write_part(source: Source, positions: np.ndarray, folder: Path, copied: bool) -> None:
+def _write_part(source: Source, positions: np.ndarray, folder: Path, copied: bool, command: str) -> None:
     """Some images as a selection, or as a store; one that is there, of a command that was stopped, is left."""
     chosen = stores.chosen_from(source, positions)
     if copied:
         with _progress("copy") as report:
-            stores.copy(chosen, folder, report)
+            stores.copy(chosen, folder, report, command)
         return
     with draft(folder, {"select": source.digest, "images": len(positions)}) as unfinished:
         stores.write_chosen(unfinished / "chosen.parquet", chosen)
+        write_card(unfinished, source_card(chosen, folder.name, command=command))
 
 
 def _import(words: list[str]) -> None:
     """gambeson store import PATH --out DIR [--shape H,W,C] [--licence L] [--additional-data A,B]"""
+    command = _asked("import", words)
     out, shape, licence = _out(words), _shape(take(words, "--shape")), take(words, "--licence")
     others = take(words, "--additional-data")
     word = _only(words, "import")
@@ -240,6 +246,7 @@ def _import(words: list[str]) -> None:
         told = {**told, **({} if others is None else {"additional_data": _names(others)})}
         with draft(out, {"import": source.digest, "shape": list(incoming.shape)}) as folder:
             write_store(incoming, folder, replace(spec, path=""), told, report, word)
+            write_card(folder, source_card(SyntheticStore.open(folder), out.name, command=command))
     if incoming.assumed:
         print(f"assumed: {incoming.assumed}")
     _deliver(SyntheticStore.open(out))
@@ -325,6 +332,11 @@ def _shape(word: str | None) -> tuple[int, int, int] | None:
     sides = [int(part) if part.strip().isdigit() else 0 for part in word.split(",")]
     require(len(sides) == 3 and min(sides) > 0, "--shape", "height, width and channels, such as 32,32,3", word)
     return sides[0], sides[1], sides[2]
+
+
+def _asked(command: str, words: list[str]) -> str:
+    """The command line, for a card."""
+    return shlex.join(["gambeson", "store", command, *words])
 
 
 def _names(word: str) -> list[str]:

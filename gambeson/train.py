@@ -6,6 +6,7 @@ Under torchrun every process runs this; the first one reads, writes and talks.
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ import torch
 from gambeson import distributed
 from gambeson.data.augment import PadCrop
 from gambeson.data.datasets import Data, Digits, door
+from gambeson.data.exchange.made import HUB, additional, sections
 from gambeson.data.imageset import ImageSet
 from gambeson.data.peers import PeerImages, import_images, is_peer, open_peer
 from gambeson.data.synthetic import Chosen, SyntheticStore, open_synthetic
@@ -192,7 +194,7 @@ def train(argv: list[str]) -> None:
             print(f"images of {real.shape[1]} x {real.shape[2]} pixels: the network is {training.classifier.network}")
         made = _make(asked, training, real)
         if distributed.leads():
-            _deliver(asked, training, real, made)
+            _deliver(asked, training, real, made, argv)
 
 
 def _described(name: str) -> str:
@@ -229,14 +231,14 @@ def _others(path: Path, real: ImageSet) -> PeerImages:
     return images
 
 
-def _deliver(asked: Asked, training: Training, real: ImageSet, made: Artifact) -> None:
+def _deliver(asked: Asked, training: Training, real: ImageSet, made: Artifact, argv: list[str]) -> None:
     """What came out, on the screen and as a folder that others can load."""
     path = made.file("classifier.safetensors")
     header = load_tensors(path)[1]
     kept = next(record for record in header["log"] if record["step"] == header["selection"]["kept"])
     folder = asked.out or asked.runs / "models" / f"{real.name}-{asked.preset}-{made.digest[:10]}"
     if not (folder.is_dir() and any(folder.iterdir())):
-        load_classifier(path).save_pretrained(folder, **_card(asked, training, real, kept, made))
+        load_classifier(path).save_pretrained(folder, **_card(asked, training, real, kept, made), **_origin(made, argv))
     _tell(header, kept, len(real.validation))
     print(f"classifier: {folder.resolve()}\ncurves: {(made.folder / 'log.jsonl').resolve()}")
     print(f"        tensorboard --logdir {made.folder.resolve()}")
@@ -244,8 +246,10 @@ def _deliver(asked: Asked, training: Training, real: ImageSet, made: Artifact) -
 
 LIMITS = (
     "Its robustness was measured in training only, by a short PGD on images held out of the training set{picked}; that "
-    "number is an upper bound of what AutoAttack leaves. Measure it on test images before you rely on it."
+    "number is an upper bound of what AutoAttack leaves. Measure it on test images (gambeson evaluate) before you "
+    "rely on it."
 )
+COPIES = " Synthetic images may be copies of train images: gambeson quality looks for copies."
 
 
 def _card(asked: Asked, training: Training, real: ImageSet, kept: dict[str, Any], made: Artifact) -> dict[str, Any]:
@@ -261,13 +265,24 @@ def _card(asked: Asked, training: Training, real: ImageSet, kept: dict[str, Any]
         "shape": real.shape,
         "class_names": real.class_names,
         "data": real.name,
+        "datasets": (HUB[real.name],) if real.name in HUB else (),
         "additional_data": None if asked.synthetic is None else asked.synthetic.name,
         "threat": spec.trained_threat,
         "noise": spec.noise,
         "recipe_digest": made.digest,
         "metrics": metrics,
-        "limits": LIMITS.format(picked=picked),
+        "limits": LIMITS.format(picked=picked) + (COPIES if asked.synthetic is not None else ""),
     }
+
+
+def _origin(made: Artifact, argv: list[str]) -> dict[str, Any]:
+    """What the card says of its ancestors and of how it was made; nothing of a training by an earlier version."""
+    record = made.record
+    if "heritage" not in record:
+        return {}
+    heritage = {**record["heritage"], "additional_data": additional(record)}
+    command = {"command": shlex.join(["gambeson", "train", *argv])}
+    return {"heritage": heritage, "made": tuple(sections({**record, **command}))}
 
 
 def _tell(header: dict[str, Any], kept: dict[str, Any], count: int) -> None:

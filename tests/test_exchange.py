@@ -181,7 +181,7 @@ def test_tarfile_and_pillow_read_the_shards(tmp_path: Path) -> None:
 def test_pillow_and_the_folder_door_read_the_folders(tmp_path: Path) -> None:
     store = make_store(tmp_path / "store", labels=np.arange(47) % 4)
     place = written(store, "folder", tmp_path)
-    assert sorted(p.name for p in place.iterdir()) == ["cat", "dog", "eel", "fox", "gambeson.json"]
+    assert sorted(p.name for p in place.iterdir()) == ["README.md", "cat", "dog", "eel", "fox", "gambeson.json"]
     with Image.open(place / "dog/00000001.png") as picture:
         assert np.array_equal(np.asarray(picture), pixels(47)[1])
     found = ImageFolder(path=str(place), size=6, validation_share=0.2, test_share=0.2).load()

@@ -341,7 +341,7 @@ def test_out_and_in_again(tmp_path: Path, form: str, capsys: pytest.CaptureFixtu
     assert np.array_equal(images_of(back), pixels(60))
     assert back.labels.tolist() == own.labels.tolist()
     assert (back.provenance["licence"], back.provenance["additional_data"]) == ("mit", ["a", "z"])
-    assert sorted(os.listdir(tmp_path / "back")) == ["labels.npy", "shards", "store.json"]
+    assert sorted(os.listdir(tmp_path / "back")) == ["README.md", "labels.npy", "shards", "store.json"]
     for words in (("export", tmp_path / "store", "--format", form, "--out", place), ("import", place, "--out", place)):
         with pytest.raises(UserError, match="--out: expected a path where nothing lies yet"):
             call(*words)

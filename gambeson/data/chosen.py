@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,15 @@ from gambeson.data.reading import SyntheticStore
 from gambeson.data.scores import as_arrow, as_numpy
 from gambeson.data.shards import batches_of
 from gambeson.errors import UserError, require
+from gambeson.heritage import carried, inherited, told
 from gambeson.store import atomic
 
 ROWS = 1 << 20
 """Rows of a selection that are in memory at once."""
 GAP = 8
 """Images between two chosen ones up to which reading on is cheaper than going there."""
+HERITAGE = b"gambeson.heritage"
+"""Where a selection's Parquet keeps, as JSON, what those who labelled and chose its images carry."""
 SOFT = "probabilities"
 """The column of soft labels, where a selection has one."""
 _OFF = 1e-2
@@ -41,13 +45,14 @@ class Chosen:
 
     soft: float16 [N, K], the probabilities that are trained on in place of the labels; None: there are none. The labels
     still say what class an image counts for. Beside its Parquet lie all columns as .npy, which are memory-mapped;
-    without them the Parquet is read.
+    without them the Parquet is read. carries: licences and sets of real images of those that labelled and chose.
     """
 
     store: SyntheticStore
     positions: np.ndarray
     compact_labels: np.ndarray
     soft: np.ndarray | None = None
+    carries: Mapping[str, Any] = field(default_factory=dict)
 
     @staticmethod
     def write(
@@ -63,17 +68,20 @@ class Chosen:
         Chosen.write_parts(path, store, ((np.arange(a, b), store.compact_labels[a:b]) for a, b in pieces))
 
     @staticmethod
-    def write_parts(path: Path, store: SyntheticStore, parts: Iterable[Part]) -> None:
+    def write_parts(
+        path: Path, store: SyntheticStore, parts: Iterable[Part], heritage: Mapping[str, Any] | None = None
+    ) -> None:
         """The same from parts, of which the first says whether there are soft labels.
 
-        UserError where there is not one image, and for rows that are no probabilities.
+        heritage: what those that labelled and chose carry, noted where there is any. UserError where there is not one
+        image, and for rows that are no probabilities.
         """
         count = 0
         with atomic(path) as temporary:
             writer: pq.ParquetWriter | None = None
             try:
                 for table in map(_table, parts):
-                    noted = table.replace_schema_metadata(_points_to(path, store))
+                    noted = table.replace_schema_metadata({**_points_to(path, store), **_noted(heritage or {})})
                     writer = writer or pq.ParquetWriter(temporary, noted.schema, write_page_checksum=True)
                     require(noted.schema == writer.schema, "selection", f"parts like the first, {writer.schema}", noted)
                     writer.write_table(noted)
@@ -98,10 +106,11 @@ class Chosen:
                     f"{path}: expected {_WANTED}, got something else ({', '.join(file.schema_arrow.names)}); give the "
                     "folder of the store, or that of a selection"
                 )
+            carries = json.loads((file.schema_arrow.metadata or {}).get(HERITAGE, b"{}"))
             columns = [_column(file, path, name) for name in ("position", "label")]
             soft = _rows(file, path) if SOFT in file.schema_arrow.names else None
         found = store or SyntheticStore.open((path.parent / noted.decode()).resolve()).check()
-        return Chosen(found, columns[0], columns[1], soft)
+        return Chosen(found, columns[0], columns[1], soft, told(carries))
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -122,6 +131,12 @@ class Chosen:
         return self.store.shape
 
     @property
+    def heritage(self) -> dict[str, Any]:
+        """What the store's images carry, and those that labelled and chose them."""
+        own = {"name": "selection of synthetic images", "images": len(self)}
+        return {**self.store.heritage, **own, **carried(inherited(self.store.heritage, self.carries))}
+
+    @property
     def labels(self) -> np.ndarray:
         """[N] int64: the selection's labels; eight bytes each, made anew at every call."""
         return self.compact_labels.astype(np.int64)
@@ -140,7 +155,7 @@ class Chosen:
     def some(self, indices: np.ndarray) -> Chosen:
         """The selection of some of its images, with the labels that they have here."""
         soft = None if self.soft is None else self.soft[indices]
-        return Chosen(self.store, self.positions[indices], self.compact_labels[indices], soft)
+        return Chosen(self.store, self.positions[indices], self.compact_labels[indices], soft, self.carries)
 
     def parts(self) -> Iterator[Part]:
         """Its columns for `write_parts`, some rows at a time."""
@@ -190,6 +205,12 @@ def _table(part: Part) -> pa.Table:
 def _points_to(path: Path, store: SyntheticStore) -> dict[str, str]:
     """A selection's note of where its store lies, seen from itself."""
     return {"store": os.path.relpath(store.root.resolve(), path.parent.resolve())}
+
+
+def _noted(heritage: Mapping[str, Any]) -> dict[str, str]:
+    """A selection's note of what it carries, where there is anything."""
+    found = carried(heritage)
+    return {HERITAGE.decode(): json.dumps(found, sort_keys=True)} if found else {}
 
 
 def _column_file(path: Path, name: str) -> Path:

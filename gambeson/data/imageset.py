@@ -71,6 +71,12 @@ class ImageSet:
             state.update(np.ascontiguousarray(part.labels.numpy()).data)
         return state.hexdigest()
 
+    @property
+    def heritage(self) -> dict[str, Any]:
+        """What a card says of it; its terms stand in the catalogue, where it has any."""
+        sizes = {"train": len(self.train), "validation": len(self.validation), "classes": len(self.class_names)}
+        return {"name": self.name, "real": [self.name], **sizes}
+
     def without_test(self) -> ImageSet:
         """The same set, with the same digest, whose test images raise UserError when they are read."""
         guarded = replace(self, test=Withheld(len(self.test)))

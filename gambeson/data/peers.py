@@ -20,8 +20,10 @@ import pyarrow.parquet as pq
 from gambeson.data.exchange import folder, npz, parquet, port, webdataset
 from gambeson.data.exchange.columns import Peer
 from gambeson.data.exchange.incoming import About, Incoming, Shape, block_size, check_labels, whole
+from gambeson.data.exchange.store_card import images_card
 from gambeson.data.synthetic import Chosen, StoreWriter, SyntheticStore
 from gambeson.errors import UserError, require
+from gambeson.heritage import seen, told
 from gambeson.store import Workspace, checksum, stage
 from gambeson.types import Progress
 
@@ -111,6 +113,13 @@ class FilesSource:
 
     place: str
 
+    @property
+    def heritage(self) -> dict[str, Any]:
+        """What stands beside the files: licence, and sets of real images."""
+        about = About.beside(Path(self.place))
+        stated = {"licence": about.licence, "additional_data": list(about.additional_data)}
+        return {"name": Path(self.place).name, **told({**(about.provenance or {}), **stated})}
+
     @cached_property
     def digest(self) -> str:
         """SHA-256 of the file, of a .bin and its labels, of all files of a set that has several.
@@ -175,11 +184,12 @@ def origin(source: FilesSource, incoming: Incoming) -> dict[str, Any]:
         "licence": about.licence,
         "additional_data": list(about.additional_data),
         **({"class_names": list(incoming.class_names)} if incoming.class_names else {}),
+        **seen(told(about.provenance or {})),
         **({"exported_from": about.provenance} if about.provenance is not None else {}),
     }
 
 
-@stage(revision=1)
+@stage(revision=1, card=images_card)
 def import_images(work: Workspace, spec: PeerImages, source: FilesSource) -> None:
     """Writes images/ (a store) and chosen.parquet (all of it); a start after a break goes on with the next block."""
     incoming = open_peer(source.place, spec.shape)

@@ -18,6 +18,7 @@ from gambeson import distributed
 from gambeson.data.compact import compact, open_column
 from gambeson.data.shards import FORMAT, head_of, shard_labels, write_labels
 from gambeson.errors import EnvironmentFault, UserError, require
+from gambeson.heritage import told
 from gambeson.processes import cores
 from gambeson.store import checksum, read_json
 from gambeson.types import Progress, silent
@@ -67,6 +68,13 @@ class SyntheticStore:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return SyntheticStore, (self.root, self.rows, self.shape, self.provenance)  # without what was read or mapped
+
+    @property
+    def heritage(self) -> dict[str, Any]:
+        """Licences and sets of real images that its provenance names."""
+        own = {"name": "store of synthetic images", "images": len(self), "shape": list(self.shape)}
+        own["class_names"] = list(self.provenance.get("class_names") or ())
+        return {**own, **told(self.provenance)}
 
     def verify(self, progress: Progress = silent) -> SyntheticStore:
         """Compares every file with its checksum, on all cores. Raises EnvironmentFault naming the first that differs.

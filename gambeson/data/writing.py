@@ -25,23 +25,13 @@ import pyarrow.parquet as pq
 
 from gambeson.data.shards import FORMAT, disk, head_of, write_labels
 from gambeson.errors import EnvironmentFault, UserError, require
+from gambeson.heritage import inherited as inherited
 from gambeson.store import atomic, checksum, read_json, write_json
 
 PIECE = 1 << 22
 """Bytes of a shard that are in memory at once while it is checked."""
 PROVENANCE = b"gambeson.provenance"
 """Where a shard's Parquet keeps, as JSON, what its images were made of."""
-
-
-def inherited(*parts: Mapping[str, Any]) -> dict[str, Any]:
-    """`licence` and `additional_data` of what was made from these parts: every licence that one has, every set.
-
-    licence: the distinct ones in alphabetical order, joined by "; ", None where no part states one. additional_data:
-    sets of real images, other than the training set, that a part has seen; sorted.
-    """
-    stated = {one for part in parts for one in (part.get("licence") or "").split("; ") if one}
-    sets = {name for part in parts for name in part.get("additional_data") or ()}
-    return {"licence": "; ".join(sorted(stated)) or None, "additional_data": sorted(sets)}
 
 
 @dataclass(frozen=True)

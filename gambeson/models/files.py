@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,22 @@ def is_safetensors(path: Path) -> bool:
             return True
     except SafetensorError:
         return False
+
+
+def header_of(path: Path) -> dict[str, Any]:
+    """The JSON header that `save_tensors` wrote, without the weights; {} for any other file."""
+    try:
+        with safe_open(path, framework="pt") as handle:
+            found = json.loads((handle.metadata() or {}).get("gambeson", "{}"))
+    except (SafetensorError, OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def numbers_in(path: Path) -> int:
+    """How many numbers the tensors of a safetensors file have, read off its header."""
+    with safe_open(path, framework="pt") as handle:
+        return sum(math.prod(handle.get_slice(name).get_shape()) for name in handle.keys())  # noqa: SIM118
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -17,6 +17,7 @@ from typing import Any
 
 import gambeson
 from gambeson.errors import EnvironmentFault, UserError, require
+from gambeson.heritage import carried, seen
 from gambeson.models.card import Card, card_text
 from gambeson.models.classifiers import filled, spec_of, unfilled
 from gambeson.models.files import load_tensors, save_tensors
@@ -86,6 +87,8 @@ def _config(model: ClassifierNetwork, facts: Card) -> dict[str, Any]:
         "threat": None if facts.threat is None else asdict(facts.threat),
         "noise": facts.noise,
         "recipe_digest": facts.recipe_digest,
+        **carried(facts.heritage),
+        **seen(facts.heritage),
     }
     return {name: value for name, value in config.items() if value is not None}
 

@@ -17,6 +17,7 @@ from torch import nn
 
 from gambeson.data.imageset import ImageSet
 from gambeson.errors import UserError, require
+from gambeson.heritage import told
 from gambeson.models.classifiers import spec_of
 from gambeson.models.files import is_safetensors
 from gambeson.models.hub import CONFIG, WEIGHTS, config_of
@@ -27,7 +28,7 @@ from gambeson.robustness.assess import Subject
 from gambeson.robustness.attack_losses import Network
 from gambeson.robustness.certificates import SavedClassifier
 from gambeson.robustness.inputs import logits_of
-from gambeson.robustness.zoo import load_zoo
+from gambeson.robustness.zoo import ENTRIES, load_zoo
 from gambeson.store import checksum
 from gambeson.threat import ThreatModel
 
@@ -88,6 +89,11 @@ class Ours:
         return f"{type(spec).__name__.removesuffix('Spec')} of {self.place}"
 
     @property
+    def heritage(self) -> dict[str, Any]:
+        """What its files say that it carries."""
+        return {"name": Path(self.place).name, **told(self.saved.facts)}
+
+    @property
     def class_names(self) -> tuple[str, ...]:
         """What its logits stand for, in their order, where its files say so; empty: they do not."""
         return tuple(map(str, self.saved.facts.get("class_names") or ()))
@@ -135,6 +141,13 @@ class FromZoo:
     def title(self) -> str:
         """The entry and where it lies."""
         return f"{self.entry or Path(self.place).stem} of {self.place}"
+
+    @property
+    def heritage(self) -> dict[str, Any]:
+        """Its name, and whether RobustBench says that it has seen further real images; which ones it does not say."""
+        name = self.entry or Path(self.place).stem
+        extra = any(entry.name == name and entry.additional_data for entry in ENTRIES)
+        return {"name": name, **({"additional_data": [f"further real images of {name}, not named"]} if extra else {})}
 
     def network(self) -> ClassifierNetwork:
         """The network on the CPU. UserError for a name that is none of the zoo's."""

@@ -9,9 +9,11 @@ from torch import Tensor
 
 from gambeson.canonical import plain
 from gambeson.data.datasets import ImageSet
+from gambeson.data.exchange.store_card import images_card
 from gambeson.data.mixture import to_uint8
 from gambeson.data.synthetic import StoreWriter, inherited
 from gambeson.errors import UserError
+from gambeson.heritage import seen
 from gambeson.randomness import block_noise, derive
 from gambeson.store import Workspace, stage
 
@@ -41,7 +43,7 @@ def fit_classes(images: Tensor, labels: Tensor, classes: int, shrinkage: float) 
     return means, torch.linalg.cholesky(shrunk)
 
 
-@stage(revision=1)
+@stage(revision=1, card=images_card)
 def gaussian_control(work: Workspace, spec: GaussianControl, real: ImageSet, *, seed: int) -> None:
     """Writes images/, a SyntheticStore of Gaussian images cut to [0, 1]."""
     classes = len(real.class_names)
@@ -53,6 +55,7 @@ def gaussian_control(work: Workspace, spec: GaussianControl, real: ImageSet, *, 
         "real": real.digest,
         "class_names": list(real.class_names),
         **inherited(),
+        **seen(work.heritage),
     }
     writer = StoreWriter(
         root=work.folder / "images", blocks=blocks, blocks_per_shard=spec.blocks_per_shard, origin=origin

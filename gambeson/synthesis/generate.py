@@ -6,7 +6,7 @@ A finished block is never sampled again, and is the same for any number of worke
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import FIRST_EXCEPTION, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,9 +18,11 @@ from torch import Tensor
 
 from gambeson.canonical import digest, plain
 from gambeson.data.datasets import ImageSet
+from gambeson.data.exchange.store_card import images_card
 from gambeson.data.mixture import to_uint8
 from gambeson.data.synthetic import StoreWriter, inherited
 from gambeson.errors import UserError
+from gambeson.heritage import carried, seen
 from gambeson.models.classifiers import load_encoder
 from gambeson.models.denoiser import NetworkDenoiser, load_denoiser
 from gambeson.models.files import load_tensors, load_weights, save_tensors
@@ -31,6 +33,7 @@ from gambeson.sampling.guidance import Contrastive, ContrastiveGuidance
 from gambeson.sampling.pairs import PreviousStep
 from gambeson.store import RESUME, Artifact, Machine, Workspace, make_repeatable, stage
 from gambeson.synthesis.generation import Bound, Generation, Networks, sample_block
+from gambeson.training.cards import embedding_card
 
 UNCONDITIONED = -1
 """The label in a store of images that were generated without a class."""
@@ -103,7 +106,7 @@ def _features(encoder: torch.nn.Module, denoiser: NetworkDenoiser, device: str, 
         return spec.guidance.features.encode(encoder.features, image, 1.0).shape[1]  # type: ignore[arg-type]
 
 
-@stage(revision=1)
+@stage(revision=1, card=embedding_card)
 def fit_embedding(
     work: Workspace, spec: Generation, real: ImageSet | None, denoiser: Artifact, encoder: Artifact, *, seed: int
 ) -> None:
@@ -121,7 +124,8 @@ def fit_embedding(
         sample_block(spec, denoise, guidance, own.shape, own.classes, block, warm, machine.device)
         _save(networks.learner, work.folder, block + 1)
         work.progress(block + 1, total)
-    save_tensors(work.folder / "embedding.safetensors", networks.learner.network.state_dict(), {"kind": "embedding"})
+    header = {"kind": "embedding", **carried(work.heritage)}
+    save_tensors(work.folder / "embedding.safetensors", networks.learner.network.state_dict(), header)
 
 
 def _save(learner: EmbeddingLearner, folder: Path, blocks: int) -> None:
@@ -148,7 +152,7 @@ def _resume(learner: EmbeddingLearner, folder: Path) -> int:
     return header["blocks"]
 
 
-@stage(revision=2)
+@stage(revision=2, card=images_card)
 def generate(
     work: Workspace,
     spec: Generation,
@@ -162,7 +166,7 @@ def generate(
     """Writes images/, a SyntheticStore; finished blocks are never sampled again."""
     sources = Sources.of(real, denoiser, encoder, embedding)
     inputs = {"denoiser": denoiser, "encoder": encoder, "embedding": embedding}
-    origin = _origin(spec, sources, inputs, seed)
+    origin = _origin(spec, sources, inputs, seed, work.heritage)
     writer = StoreWriter(
         root=work.folder / "images", blocks=spec.blocks, blocks_per_shard=spec.blocks_per_shard, origin=origin
     )
@@ -173,14 +177,16 @@ def generate(
     writer.finish(origin)
 
 
-def _origin(spec: Generation, sources: Sources, inputs: dict[str, Artifact | None], seed: int) -> dict[str, Any]:
+def _origin(
+    spec: Generation, sources: Sources, inputs: dict[str, Artifact | None], seed: int, heritage: Mapping[str, Any] = {}
+) -> dict[str, Any]:
     """What the images are made of: recipe part, guidance, digests of the networks, licences and sets they bring."""
     digests = {name: None if made is None else made.digest for name, made in inputs.items()}
     guidance = None if spec.guidance is None else digest(spec.guidance)
     recipe = {"generation": plain(spec), "guidance": guidance, "seed": seed, "order_dependent": spec.in_order}
     files = [path for path in (sources.denoiser, sources.encoder, sources.embedding) if path is not None]
     names = {} if sources.real is None else {"class_names": list(sources.real.class_names)}
-    return {**recipe, **digests, **names, **inherited(*(_header(path) for path in files))}
+    return {**recipe, **digests, **names, **inherited(heritage, *(_header(path) for path in files)), **seen(heritage)}
 
 
 def _in_order(work: Workspace, spec: Generation, sources: Sources, writer: StoreWriter, seed: int) -> None:

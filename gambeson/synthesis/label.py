@@ -15,6 +15,7 @@ import torch
 
 from gambeson.data.chosen import Part
 from gambeson.data.exchange.outgoing import class_names
+from gambeson.data.exchange.store_card import labels_card
 from gambeson.data.exchange.stores import Source
 from gambeson.data.intact import Intact
 from gambeson.data.mixture import from_uint8
@@ -22,6 +23,7 @@ from gambeson.data.scores import as_arrow, as_numpy
 from gambeson.data.shards import batches_of
 from gambeson.data.synthetic import SyntheticStore
 from gambeson.errors import UserError, require
+from gambeson.heritage import carried
 from gambeson.robustness.subjects import Named, subject_of
 from gambeson.store import Artifact, Workspace, atomic, stage, write_json
 from gambeson.synthesis.agreement import Tally, report
@@ -115,7 +117,7 @@ class Labeling:
         return replace(self, teachers=())
 
 
-@stage(revision=1)
+@stage(revision=1, card=labels_card)
 def label(work: Workspace, spec: Labeling, synthetic: Artifact | Source, *teachers: TeacherFiles) -> None:
     """Writes labels.parquet: label (-1: left out), condition and the teachers' logits (float32) of every image; and
     labels.json: how often condition and teachers agree, by class, and which classes have no image left.
@@ -192,7 +194,8 @@ def _finish(work: Workspace, spec: Labeling, source: Source, teachers: list[Teac
             "another class than the condition of every one; take another teacher, keep them, or label by teacher"
         )
     soft = None if spec.soft is None else {"temperature": spec.soft.temperature}
-    about = {"images": source.digest, "teachers": [teacher.digest for teacher in teachers], "soft": soft}
+    origins = {"images": source.digest, "teachers": [teacher.digest for teacher in teachers]}
+    about = {**origins, "soft": soft, **carried(work.heritage)}
     with atomic(work.folder / LABELS) as temporary:
         _join(parts, temporary, about)
     names = class_names(source) or tuple(map(str, range(teachers[0].classes)))
@@ -222,7 +225,8 @@ def open_labels(path: Path) -> Intact:
 
 def about_labels(file: pq.ParquetFile) -> dict[str, Any]:
     """What a labels.parquet says of itself: digest of the images, digests of the teachers, soft (None, or its
-    temperature); {} of one that an earlier version wrote."""
+    temperature), licence and additional_data where those that labelled carry any; {} of one that an earlier version
+    wrote."""
     told = (file.schema_arrow.metadata or {}).get(b"labeling")
     return {} if told is None else json.loads(told)
 

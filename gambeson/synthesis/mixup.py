@@ -10,10 +10,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from gambeson.canonical import plain
+from gambeson.data.exchange.store_card import images_card
 from gambeson.data.imageset import ImageSet, Split
 from gambeson.data.mixture import to_uint8
 from gambeson.data.synthetic import StoreWriter, inherited
 from gambeson.errors import UserError
+from gambeson.heritage import seen
 from gambeson.randomness import derive
 from gambeson.store import Workspace, stage
 from gambeson.types import Images, Labels
@@ -44,12 +46,12 @@ def mixtures(spec: MixupControl, train: Split, block: int, seed: int) -> tuple[I
     return w * train.images[first] + (1 - w) * train.images[second], train.labels[first]
 
 
-@stage(revision=1)
+@stage(revision=1, card=images_card)
 def mixup_control(work: Workspace, spec: MixupControl, real: ImageSet, *, seed: int) -> None:
     """Writes images/, a SyntheticStore of mixtures of the train images."""
     blocks = -(-spec.count // spec.block)
     made_of = {"control": plain(spec), "seed": seed, "real": real.digest}
-    origin = {**made_of, "class_names": list(real.class_names), **inherited()}
+    origin = {**made_of, "class_names": list(real.class_names), **inherited(), **seen(work.heritage)}
     writer = StoreWriter(
         root=work.folder / "images", blocks=blocks, blocks_per_shard=spec.blocks_per_shard, origin=origin
     )

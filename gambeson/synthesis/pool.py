@@ -18,6 +18,7 @@ from gambeson.data.scores import as_numpy
 from gambeson.data.shards import batches_of
 from gambeson.data.synthetic import SyntheticStore
 from gambeson.errors import UserError, require
+from gambeson.heritage import told
 from gambeson.models.network import ClassifierNetwork
 from gambeson.quality.memorisation import CopyTest
 from gambeson.quality.space import Pixels, embed
@@ -64,6 +65,12 @@ class LabelFile:
     def digest(self) -> str:
         """SHA-256 of the file."""
         return checksum(self.path)
+
+    @property
+    def heritage(self) -> dict[str, Any]:
+        """What the classifiers that labelled carry, and the images."""
+        with open_labels(self.path) as file:
+            return {"name": self.path.name, "images": file.metadata.num_rows, **told(about_labels(file))}
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import numpy as np
 
 from gambeson import canonical
 from gambeson.data.exchange.outgoing import class_names
+from gambeson.data.exchange.store_card import selection_card
 from gambeson.data.imageset import ImageSet
 from gambeson.data.mixture import check_names
 from gambeson.data.synthetic import Chosen, SyntheticStore
@@ -146,7 +147,7 @@ def _keys(scores: np.ndarray) -> np.ndarray:
     return np.where(np.isnan(scores), np.uint64(0), keys)
 
 
-@stage(revision=1)
+@stage(revision=1, card=selection_card)
 def select(
     work: Workspace,
     spec: Selection,
@@ -320,7 +321,7 @@ def _choose(work: Workspace, spec: Selection, pool: Pool, beside: _Beside) -> di
     kept = np.zeros(classes, np.int64)
     counted = _counted(_above(bars, scores, labels, classes), labels, kept)
     with pool.open() as file:
-        Chosen.write_parts(work.folder / "chosen.parquet", pool.store, softened(file, counted))
+        Chosen.write_parts(work.folder / "chosen.parquet", pool.store, softened(file, counted), work.heritage)
     short = {} if quota is None else {str(k): int(quota - n) for k, n in enumerate(kept) if n < quota}
     if short and spec.per_class is not None:
         work.say(f"select: {len(short)} of {classes} classes hold fewer than {quota} images; see selection.json")

@@ -20,10 +20,11 @@ from gambeson.data.label_safe import Augmentation, CutMix
 from gambeson.data.mixture import LabelledSource, Mixture, SyntheticOrder, check_synthetic
 from gambeson.data.synthetic import Chosen
 from gambeson.errors import UserError, require
+from gambeson.heritage import carried, told
 from gambeson.models.cifar_resnet import CifarResNetSpec
 from gambeson.models.classifiers import classifier_header, load_classifier
-from gambeson.models.files import load_tensors, load_weights, save_tensors
-from gambeson.models.hub import WEIGHTS, from_pretrained
+from gambeson.models.files import header_of, load_tensors, load_weights, save_tensors
+from gambeson.models.hub import WEIGHTS, config_of, from_pretrained
 from gambeson.models.network import ClassifierNetwork
 from gambeson.models.preact_resnet import PreActResNetSpec
 from gambeson.models.resnet import ResNetSpec
@@ -36,6 +37,7 @@ from gambeson.store import Artifact, Workspace, checksum, stage
 from gambeson.threat import ThreatModel
 from gambeson.training.batch_norm import average_statistics, share_batch_norm
 from gambeson.training.batches import Ahead, Batch, Batches
+from gambeson.training.cards import classifier_card
 from gambeson.training.journal import Journal
 from gambeson.training.loop import Losses, Optimisation, TrainingState, fit, not_finite
 from gambeson.training.validation import best_of, check_validation, noisy_accuracy, score_of, validate
@@ -138,6 +140,13 @@ class Checkpoint:
         require(path.is_file(), "--from", "a folder or a file with a classifier's weights", self.place)
         return checksum(path)
 
+    @property
+    def heritage(self) -> dict[str, Any]:
+        """What the weights' file says that it carries."""
+        path = Path(self.place)
+        found = config_of(path) if path.is_dir() else header_of(path)
+        return {"name": path.name, **told(found)}
+
     def fitting(self, model: ClassifierNetwork) -> ClassifierNetwork:
         """The classifier. UserError, naming both, where its architecture or its classes are not those of `model`."""
         path = Path(self.place)
@@ -177,7 +186,7 @@ def check_network(spec: Networks, real: ImageSet) -> None:
         spec.build(real.shape[0], len(real.class_names)).eval()(torch.zeros(2, *real.shape))
 
 
-@stage(revision=1, together=True)
+@stage(revision=1, together=True, card=classifier_card)
 def train_classifier(
     work: Workspace,
     spec: ClassifierTraining,
@@ -338,8 +347,8 @@ def _write(work: Workspace, spec: ClassifierTraining, state: TrainingState, real
     }
     model = state.averaged
     assert isinstance(model, ClassifierNetwork)
-    told = {"class_names": list(real.class_names), "log": state.log, "selection": selection}
-    header = {**classifier_header(model, real.shape), **told}
+    curves = {"class_names": list(real.class_names), "log": state.log, "selection": selection}
+    header = {**classifier_header(model, real.shape), **curves, **carried(work.heritage)}
     if spec.noise is not None:
         header["noise"] = spec.noise
     save_tensors(Path(work.folder) / "classifier.safetensors", tensors, header)

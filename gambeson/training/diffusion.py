@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from torch import Generator, Tensor
@@ -17,6 +18,8 @@ from gambeson.models.files import save_tensors
 from gambeson.models.unet import UNetSpec
 from gambeson.randomness import derive, generator, seeded
 from gambeson.store import Workspace, stage
+from gambeson.training.cards import denoiser_card
+from gambeson.training.journal import journal
 from gambeson.training.loop import Losses, Optimisation, TrainingState, fit
 
 HELD_OUT = 1000
@@ -68,7 +71,7 @@ class DenoiserTraining:
         )
 
 
-@stage(revision=2)
+@stage(revision=2, card=partial(denoiser_card, held_out=HELD_OUT))
 def train_denoiser(work: Workspace, spec: DenoiserTraining, real: ImageSet, *, seed: int) -> None:
     """Writes denoiser.safetensors (averaged weights; in its header the curves of the loss).
 
@@ -80,11 +83,13 @@ def train_denoiser(work: Workspace, spec: DenoiserTraining, real: ImageSet, *, s
     state = TrainingState.start(denoiser, spec.optimisation)
     averaged = state.averaged
     assert isinstance(averaged, NetworkDenoiser)
-    for step in fit(state, spec.optimisation, _losses(spec, denoiser, real, seed), work):
-        eighths = [8 * done // spec.optimisation.steps for done in (step - 1, step)]
-        measured = _curves(averaged, spec, real, seed) if eighths[0] < eighths[1] else {}
-        if measured or step % 50 == 0 or step == spec.optimisation.steps:
-            state.log.append({"step": step, "loss": state.recent_loss(50), **measured})
+    with journal(work.folder) as write:
+        for step in fit(state, spec.optimisation, _losses(spec, denoiser, real, seed), work):
+            eighths = [8 * done // spec.optimisation.steps for done in (step - 1, step)]
+            measured = _curves(averaged, spec, real, seed) if eighths[0] < eighths[1] else {}
+            if measured or step % 50 == 0 or step == spec.optimisation.steps:
+                state.log.append({"step": step, "loss": state.recent_loss(50), **measured})
+                write({**state.log[-1], "rate": spec.optimisation.rate(step - 1)})
     header = {**denoiser_header(denoiser), "log": state.log}
     save_tensors(work.folder / "denoiser.safetensors", averaged.network.state_dict(), header)
 

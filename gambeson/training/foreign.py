@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from safetensors import SafetensorError, safe_open
 
+from gambeson.data.exchange.incoming import About
 from gambeson.errors import UserError, require
+from gambeson.heritage import carried, inherited, told
 from gambeson.models.classifiers import classifier_header, load_encoder
 from gambeson.models.denoiser import EDM, VP, NetworkDenoiser, denoiser_header, load_denoiser
-from gambeson.models.files import load_tensors, save_tensors
+from gambeson.models.files import header_of, load_tensors, save_tensors
 from gambeson.models.foreign import load_foreign
 from gambeson.store import Workspace, checksum, stage
+from gambeson.training.cards import imported_classifier_card, imported_denoiser_card
 
 FILES = {".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".bin", ".safetensors", ".yaml", ".yml"}
 """Endings of files: a name that ends so is no hub id."""
@@ -32,12 +35,18 @@ class ForeignDenoiser:
     classes: int | None = None  # number of classes, where the last label row of diffusers' weights is the null class
     preconditioning: EDM | VP | None = None  # what the network predicts, where its family or its file do not say it
     revision: str | None = None  # which revision of a hub id; none: the newest
+    licence: str | None = field(
+        default=None, metadata={"neutral": None}
+    )  # the licence of the weights, where they do not state it: all that is made with them says so
+    additional_data: tuple[str, ...] = field(
+        default=(), metadata={"neutral": ()}
+    )  # sets of real images, besides the training set, that the weights have seen, where they do not state them
 
     @property
     def source(self) -> Weights:
         """The weights as an input of a stage."""
         require(bool(self.path), "denoiser.path", "a file, a folder or a hub id (org/name) with weights", self.path)
-        return Weights(self.path, self.revision)
+        return Weights(self.path, self.revision, self.licence, self.additional_data)
 
     @property
     def reading(self) -> ForeignDenoiser:
@@ -51,12 +60,23 @@ class Weights:
 
     place: str
     revision: str | None = None
+    licence: str | None = None  # as the user states it
+    additional_data: tuple[str, ...] = ()
 
     @property
     def is_hub(self) -> bool:
         """Whether it is a name on the hub rather than a place on disk."""
         named = re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", self.place)
         return named is not None and not Path(self.place).exists() and Path(self.place).suffix not in FILES
+
+    @property
+    def heritage(self) -> dict[str, Any]:
+        """Its name, and what the user states, a file of ours says that it carries, or a card in its folder."""
+        path, stated = Path(self.place), {"licence": self.licence, "additional_data": list(self.additional_data)}
+        if self.is_hub:
+            return {"name": self.place, "hub": self.place, **carried(stated)}
+        found = told(header_of(path)) if path.is_file() else told({"licence": About.beside(path).licence})
+        return {"name": path.name, **carried(inherited(stated, found))}
 
     @cached_property
     def digest(self) -> str:
@@ -72,11 +92,11 @@ class Weights:
         raise UserError(f"{self.place}: expected a file or folder with weights, or a hub id like org/name; found none")
 
 
-@stage(revision=1)
+@stage(revision=1, card=imported_denoiser_card)
 def import_denoiser(work: Workspace, spec: ForeignDenoiser, source: Weights) -> None:
     """Writes denoiser.safetensors from the weights of other projects (or from ours)."""
     denoiser = _read(spec, source.place)
-    header = {**denoiser_header(denoiser), "log": [], "source": source.place}
+    header = {**denoiser_header(denoiser), "log": [], "source": source.place, **carried(work.heritage)}
     save_tensors(work.folder / "denoiser.safetensors", denoiser.network.state_dict(), header)
 
 
@@ -109,10 +129,10 @@ def _is_ours(path: Path) -> bool:
         return False
 
 
-@stage(revision=1)
+@stage(revision=1, card=imported_classifier_card)
 def import_classifier(work: Workspace, kind: str, source: Weights) -> None:
     """Writes classifier.safetensors from the weights of a classifier of ours."""
     path = Path(source.place)
     model, shape = load_encoder(path), load_tensors(path)[1].get("shape")
-    header = {**classifier_header(model, shape and tuple(shape)), "log": []}
+    header = {**classifier_header(model, shape and tuple(shape)), "log": [], **carried(work.heritage)}
     save_tensors(work.folder / "classifier.safetensors", model.state_dict(), header)

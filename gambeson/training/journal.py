@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import math
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from gambeson import distributed
 from gambeson.store import atomic
 
+LOG = "log.jsonl"
+"""File of the records, inside the stage's folder."""
 EVENTS = "tensorboard"
 """Folder of the events, inside the stage's own: `tensorboard --logdir runs/stages` shows all."""
 
@@ -20,7 +24,7 @@ class Journal:
 
     def __init__(self, folder: Path, step: int) -> None:
         """Goes on at this step; what an interrupted attempt wrote from it on is dropped."""
-        self.path, self.events = folder / "log.jsonl", None
+        self.path, self.events = folder / LOG, None
         if not distributed.leads():
             return
         lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
@@ -55,5 +59,22 @@ def _step(line: str) -> float:
     """The step of a line; infinity for one that was cut short."""
     try:
         return float(json.loads(line)["step"])
-    except json.JSONDecodeError:
+    except (ValueError, TypeError, KeyError):
         return math.inf
+
+
+@contextlib.contextmanager
+def journal(folder: Path) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Yields what writes a record; the journal is taken up at the first record's step, and closed with the block."""
+    opened: list[Journal] = []
+
+    def write(record: dict[str, Any]) -> None:
+        if not opened:
+            opened.append(Journal(folder, record["step"]))
+        opened[0].write(record)
+
+    try:
+        yield write
+    finally:
+        for each in opened:
+            each.close()

@@ -19,6 +19,8 @@ from gambeson.models.files import save_tensors
 from gambeson.models.noise_conditioned import NoiseConditionedClassifier, NoiseConditionedSpec
 from gambeson.randomness import derive, generator
 from gambeson.store import Workspace, stage
+from gambeson.training.cards import encoder_card
+from gambeson.training.journal import journal
 from gambeson.training.loop import Losses, Optimisation, TrainingState, fit
 
 
@@ -55,7 +57,7 @@ def noised(images: Tensor, sigma: Tensor, generator: Generator) -> Tensor:
     return (images * 2 - 1 + sigma * noise) / (1 + sigma.square()).sqrt()
 
 
-@stage(revision=1)
+@stage(revision=1, card=encoder_card)
 def train_noise_conditioned(work: Workspace, spec: NoisyEncoderTraining, real: ImageSet, *, seed: int) -> None:
     """Writes classifier.safetensors: averaged weights; in its header the curve of the loss and of the accuracy at each
     of the spec's noise levels, as [level, accuracy] pairs."""
@@ -64,10 +66,14 @@ def train_noise_conditioned(work: Workspace, spec: NoisyEncoderTraining, real: I
     model = spec.network.build(real.shape[0], len(real.class_names), derive(seed, "encoder weights")).to(device)
     state = TrainingState.start(model, spec.optimisation)
     every = max(spec.optimisation.steps // spec.validations, 1)
-    for step in fit(state, spec.optimisation, _loss(spec, model, real, seed, device), work):
-        if step % every == 0 or step == spec.optimisation.steps:
-            accuracy = _validate(state.averaged, real.validation, spec, seed, device)
-            state.log.append({"step": step, "loss": state.recent_loss(every), "accuracy": accuracy})
+    with journal(work.folder) as write:
+        for step in fit(state, spec.optimisation, _loss(spec, model, real, seed, device), work):
+            if step % every == 0 or step == spec.optimisation.steps:
+                accuracy = _validate(state.averaged, real.validation, spec, seed, device)
+                state.log.append({"step": step, "loss": state.recent_loss(every), "accuracy": accuracy})
+                named = {f"accuracy at noise {level:g}": value for level, value in accuracy}
+                rate = spec.optimisation.rate(step - 1)
+                write({"step": step, "loss": state.log[-1]["loss"], "rate": rate, **named})
     header = {**classifier_header(model, real.shape), "log": state.log}
     save_tensors(work.folder / "classifier.safetensors", state.averaged.state_dict(), header)
 

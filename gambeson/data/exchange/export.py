@@ -9,8 +9,9 @@ from pathlib import Path
 from gambeson.data.exchange import folder, npz, parquet, port, webdataset
 from gambeson.data.exchange.incoming import about_file
 from gambeson.data.exchange.outgoing import Outgoing, free
+from gambeson.data.exchange.store_card import card_file, source_card
 from gambeson.errors import require, unknown
-from gambeson.store import write_json
+from gambeson.store import atomic, write_json
 
 FILES: dict[str, tuple[str, Callable[[Outgoing, Path], None]]] = {
     "edm": (".npz", partial(npz.write, keys=npz.KEYS[0])),
@@ -43,16 +44,19 @@ def export(out: Outgoing, form: str, path: Path, per_file: int | None = None, im
 
 
 def _file(out: Outgoing, form: str, path: Path) -> None:
-    """A single file; its JSON comes first, which is nothing without it."""
+    """A single file; its JSON and its card come first, which are nothing without it."""
     ending, write = FILES[form]
     require(path.suffix == ending, "--out", f"a file that ends with {ending}, for the format {form}", str(path))
-    beside = about_file(path)
-    free(path)
-    free(beside)
+    beside, card = about_file(path), card_file(path)
+    for place in (path, beside, card):
+        free(place)
     try:
         write_json(beside, out.about)
+        with atomic(card) as temporary:
+            temporary.write_text(source_card(out.source, path.name, {}), encoding="utf-8")
         write(out, path)
     except BaseException:
         if not path.exists():
             beside.unlink(missing_ok=True)
+            card.unlink(missing_ok=True)
         raise

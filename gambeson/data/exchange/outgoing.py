@@ -172,16 +172,25 @@ def _claim(folder: Path, asked: dict[str, Any], out: Path) -> None:
 
 
 def write_folder(
-    out: Outgoing, path: Path, form: dict[str, Any], per_piece: int, write: Callable[[Path, int, int, int], None]
+    out: Outgoing,
+    path: Path,
+    form: dict[str, Any],
+    per_piece: int,
+    write: Callable[[Path, int, int, int], None],
+    files: dict[str, Any] | None = None,
 ) -> None:
     """Fills a folder piece by piece by `write(folder, piece, start, stop)`; a start after a break goes on.
 
-    `form` says what is written, for a draft of another form to be told from this one.
+    `form` says what is written, for a draft of another form to be told from this one; `files` tells the hub, in the
+    data card, where the images are.
     """
+    from gambeson.data.exchange.store_card import source_card, write_card  # which counts labels as done here
+
     asked = {**form, "images": out.source.digest, "per_piece": per_piece}
     with draft(path, asked) as folder:
         done = read_json(folder / RECORD)["pieces"]
         for piece in range(done, -(-len(out) // per_piece)):
             write(folder, piece, piece * per_piece, min((piece + 1) * per_piece, len(out)))
             write_json(folder / RECORD, {"asked": asked, "pieces": piece + 1})
+        write_card(folder, source_card(out.source, path.name, files or {}))
         write_json(folder / ABOUT, out.about)

@@ -16,9 +16,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from gambeson.data.exchange.card import card
 from gambeson.data.exchange.incoming import About, Shape, block_size, whole
-from gambeson.data.exchange.outgoing import Outgoing, class_names, write_folder
+from gambeson.data.exchange.outgoing import Outgoing, write_folder
 from gambeson.data.exchange.pictures import Picture, blocks_of, decoded, encoded
 from gambeson.data.parquet import IMAGES, LABELS
 from gambeson.errors import UserError, require
@@ -27,6 +26,8 @@ from gambeson.store import atomic
 PER_SHARD, PER_GROUP = 100_000, 1000
 """Images of a shard and of a row group; fewer in a shard where they are large."""
 SHARD_BYTES = 1 << 29
+FILES = {"configs": [{"config_name": "default", "data_files": [{"split": "train", "path": "data/train-*"}]}]}
+"""Where the hub finds the images, as its data card says it."""
 
 
 @dataclass(frozen=True)
@@ -154,14 +155,11 @@ def write(out: Outgoing, path: Path, per_shard: int | None = None) -> None:
     height, width, channels = out.shape
     each = per_shard or max(min(PER_SHARD, SHARD_BYTES // (height * width * channels)), 1)
     count, form = -(-len(out) // each), {"format": "parquet", "classes": list(out.class_names)}
-    write_folder(out, path, form, each, partial(_write, out, path.name, count))
+    write_folder(out, path, form, each, partial(_write, out, count), FILES)
 
 
-def _write(out: Outgoing, name: str, count: int, folder: Path, piece: int, start: int, stop: int) -> None:
-    """One shard, a row group at a time; the card with the first."""
-    if not piece:
-        with atomic(folder / "README.md") as temporary:
-            temporary.write_text(card(name, out, class_names(out.source)), encoding="utf-8")
+def _write(out: Outgoing, count: int, folder: Path, piece: int, start: int, stop: int) -> None:
+    """One shard, a row group at a time."""
     schema, number = schema_of(out.class_names), start
     file = folder / "data" / f"train-{piece:05d}-of-{count:05d}.parquet"
     with atomic(file) as temporary, pq.ParquetWriter(temporary, schema, compression="none") as writer:

@@ -14,10 +14,11 @@ import pyarrow as pa
 from gambeson.data.compact import compact
 from gambeson.data.exchange.incoming import block_size
 from gambeson.data.exchange.outgoing import class_counts, class_names, draft, store_of
+from gambeson.data.exchange.store_card import source_card, write_card
 from gambeson.data.imageset import largest_remainder
 from gambeson.data.synthetic import Chosen, StoreWriter, SyntheticStore
-from gambeson.data.writing import inherited
 from gambeson.errors import UserError, require
+from gambeson.heritage import heritage_of, inherited, seen
 from gambeson.randomness import derive
 from gambeson.types import Progress, silent
 
@@ -38,11 +39,18 @@ class Span:
     facts: dict[str, float]
 
 
-def merge(parts: Sequence[Source], out: Path, classes: int | None = None, report: Progress = silent) -> SyntheticStore:
+def merge(
+    parts: Sequence[Source],
+    out: Path,
+    classes: int | None = None,
+    report: Progress = silent,
+    command: str | None = None,
+) -> SyntheticStore:
     """One store of the images of all parts in their order, with the provenance of each; stopped, it goes on.
 
     Blocks keep their facts where all parts have blocks of one size; otherwise they are cut anew, without facts.
-    `classes`: how many there are, where parts do not say and have images of different ones. UserError for parts of
+    `classes`: how many there are, where parts do not say and have images of different ones. `command`: for the card.
+    UserError for parts of
     different shapes or classes.
     """
     require(len(parts) >= 2, "merge", "two stores or more", len(parts))
@@ -51,16 +59,21 @@ def merge(parts: Sequence[Source], out: Path, classes: int | None = None, report
     _check_hard(parts)
     origins = [_origin(part) for part in parts]
     known = {class_names(part) for part in parts} - {()}
-    provenance = {"merged": origins, **_names(known), **inherited(*(store_of(part).provenance for part in parts))}
-    return _write(parts, out, {"merge": [part.digest for part in parts]}, provenance, report)
+    provenance = {"merged": origins, **_names(known), **_inherited(parts)}
+    return _write(parts, out, {"merge": [part.digest for part in parts]}, provenance, report, command)
 
 
-def copy(source: Source, out: Path, report: Progress = silent) -> SyntheticStore:
+def copy(source: Source, out: Path, report: Progress = silent, command: str | None = None) -> SyntheticStore:
     """A store of a selection's images with its labels; stopped, it goes on."""
     _check_hard([source])
-    theirs = store_of(source).provenance
-    provenance = {"copied": _origin(source), **_names({class_names(source)} - {()}), **inherited(theirs)}
-    return _write([source], out, {"copy": source.digest}, provenance, report)
+    provenance = {"copied": _origin(source), **_names({class_names(source)} - {()}), **_inherited([source])}
+    return _write([source], out, {"copy": source.digest}, provenance, report, command)
+
+
+def _inherited(parts: Sequence[Source]) -> dict[str, Any]:
+    """Licences, and sets of real images, of all parts."""
+    whole = heritage_of(parts)
+    return {**inherited(whole), **seen(whole)}
 
 
 def _names(known: set[tuple[str, ...]]) -> dict[str, Any]:
@@ -106,7 +119,12 @@ def _shown(names: tuple[str, ...]) -> str:
 
 
 def _write(
-    parts: Sequence[Source], out: Path, asked: dict[str, Any], provenance: dict[str, Any], report: Progress
+    parts: Sequence[Source],
+    out: Path,
+    asked: dict[str, Any],
+    provenance: dict[str, Any],
+    report: Progress,
+    command: str | None,
 ) -> SyntheticStore:
     """The store of all images of all parts."""
     spans, per_shard = _spans(parts)
@@ -120,6 +138,7 @@ def _write(
             done += span.stop - span.start
             report(done, total)
         writer.finish(provenance)
+        write_card(folder, source_card(SyntheticStore.open(folder), out.name, command=command))
     return SyntheticStore.open(out)
 
 
@@ -249,4 +268,4 @@ def chosen_from(source: Source, positions: np.ndarray) -> Chosen:
 
 def write_chosen(path: Path, chosen: Chosen) -> None:
     """Writes a selection, some of its positions at a time."""
-    Chosen.write_parts(path, chosen.store, chosen.parts())
+    Chosen.write_parts(path, chosen.store, chosen.parts(), chosen.carries)
