@@ -1,6 +1,8 @@
 """The report: queries over rows, the verdict's honesty, escaping, missing parts, and the page in a real browser."""
 
+import base64
 import dataclasses
+import io
 import itertools
 import re
 import shutil
@@ -9,17 +11,22 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+from PIL import Image
 from rich.console import Console
 
-from gambeson.report import charts, page, rows, verdict
+from gambeson.report import charts, page, page_classes, page_curves, page_pictures, rows, verdict
 from gambeson.report.embedding import embed
-from gambeson.report.images import strip
+from gambeson.report.images import pictures, smaller, sparser
 from gambeson.report.material import (
+    Adversarial,
     ArmMaterial,
     CheckRecord,
+    Confusion,
     FeatureSet,
     Grids,
+    GuidanceEnergy,
     RunMaterial,
+    SelectionScores,
     StageRecord,
     TrainingCurve,
 )
@@ -102,9 +109,82 @@ def material(seeds=1, arms=tuple(ARMS), **changes):
     return RunMaterial(**(fields | changes))
 
 
+def adversarial(arm="guided", n=6, shape=(8, 8, 1), classes=CLASSES, noise=20):
+    """Images with a pattern and changes of at most `noise`; every other one is broken."""
+    rng = np.random.default_rng(3)
+    images = rng.integers(0, 200, (n, *shape), dtype=np.uint8)
+    change = rng.integers(-noise, noise + 1, images.shape)
+    labels = np.arange(n) % classes
+    return Adversarial(
+        arm=arm, seed=0, attack="PGD, 40 steps", images=images, labels=labels, indices=np.arange(n) * 7,
+        attacked=np.clip(images + change, 0, 255).astype(np.uint8), predictions=labels,
+        attacked_predictions=np.where(np.arange(n) % 2, labels, (labels + 1) % classes),
+    )  # fmt: skip
+
+
+def confusion(arm, classes=CLASSES, each=40):
+    """Most images right clean, two thirds under attack; the others are taken for a neighbour."""
+    clean, attacked = (np.eye(classes, dtype=np.int64) * right for right in (each - 4, 2 * each // 3))
+    for counts in (clean, attacked):
+        counts[np.arange(classes), (np.arange(classes) + 1) % classes] += each - counts.sum(1)
+    return Confusion(arm=arm, seeds=(0, 1, 2), attack="APGD-CE, then targeted APGD", clean=clean, attacked=attacked)
+
+
+def energy(steps=18):
+    sigma = np.append(np.geomspace(80.0, 0.02, steps - 1), 0.0)
+    shift = 0.3 * np.exp(-((np.log(sigma.clip(1e-3)) + 0.5) ** 2))
+    return GuidanceEnergy(sigma=sigma, shift=shift, low=shift * 0.6, high=shift * 1.5, images=64, how="seed 0")
+
+
+def selection(arm, seed=0):
+    rng = np.random.default_rng(4)
+    edges = np.linspace(0, 1, 31)
+    left, kept = (np.histogram(rng.beta(a, 2, n), edges)[0].astype(np.int64) for a, n in ((3, 3000), (8, 1000)))
+    return SelectionScores(arm=arm, seed=seed, score="confidence", edges=edges, kept=kept, left=left)
+
+
+def scored(plain, guided):
+    """Grids with scores, nearest images and distances."""
+    rng = np.random.default_rng(5)
+    numbers = {f"{name}_{what}": rng.random(plain.shape[:2]) * 9
+               for name in ("plain", "guided") for what in ("scores", "distance")}  # fmt: skip
+    return Grids(plain=plain, guided=guided, plain_nearest=guided, guided_nearest=plain, score_name="confidence",
+                 space="pixels", **numbers)  # fmt: skip
+
+
+def rich(seeds=3, **changes):
+    """A run with every part that a page can show."""
+    plain = material(seeds)
+    students = tuple(dataclasses.replace(plain.features[0], name=title, space="its own penultimate layer")
+                     for title, _ in ARMS.values())  # fmt: skip
+    grids = plain.grids
+    assert grids is not None
+    assert grids.plain is not None
+    assert grids.guided is not None
+    fields = {
+        "grids": scored(grids.plain, grids.guided), "adversarial": (adversarial("real"), adversarial()),
+        "confusions": tuple(confusion(arm) for arm in ("real", "guided")), "student_features": students,
+        "energy": energy(), "selections": (selection("plain"), selection("guided")),
+        "synthetic": {"real": 0, "gaussian": 4000, "plain": 4000, "guided": 4000},
+        "licences": {"data": "CC BY 4.0", "denoiser": "trained here"},
+        "stages": (*plain.stages, StageRecord(stage="l", arm="plain", seed=0, seconds=3.0, peak_mb=9.0, joules=5e4)),
+    }  # fmt: skip
+    return dataclasses.replace(plain, **(fields | changes))
+
+
 @pytest.fixture(scope="module")
 def whole():
     return material(3)
+
+
+@pytest.fixture(scope="module")
+def full():
+    return rich()
+
+
+@pytest.fixture(scope="module")
+def full_html(full):
+    return page.render(full)
 
 
 @pytest.fixture(scope="module")
@@ -293,7 +373,7 @@ def test_the_page_says_what_robust_overfitting_cost():
         for n, lost in ((0, 0.04), (1, 0.02))
     ]
     arms = (ArmMaterial(key="real", title="real only", rows=None, curves=tuple(curves)),)
-    assert page._overfitting(arms) == "Robust overfitting, best minus last in points: real only 3.0."
+    assert page_curves.overfitting(arms) == "Robust overfitting, best minus last in points: real only 3.0."
 
 
 def test_ids_are_unique_and_links_arrive(html):
@@ -374,20 +454,289 @@ def test_large_runs_stay_small():
     assert "first 20 of 30 classes, 10 of 12 images" in text
 
 
+SECTIONS = ("verdict", "asked", "robustness", "broken", "classes", "confusion", "examples", "samples", "features",
+            "students", "energy", "selection", "training", "checks", "cost", "repeat")  # fmt: skip
+PART_OF = {"confusion": "confusions", "examples": "adversarial", "samples": "grids", "features": "features",
+           "students": "student_features", "energy": "energy", "selection": "selections", "training": "curves",
+           "checks": "checks", "cost": "stages", "repeat": "versions", "robustness": "arms", "broken": "arms",
+           "classes": "arms"}  # fmt: skip
+
+
+def section(text, name):
+    found = re.search(rf'<section id="{name}".*?</section>', text, re.DOTALL)
+    assert found is not None, name
+    return found.group()
+
+
+def test_every_section_is_there_with_material(full_html):
+    for name in SECTIONS:
+        assert 'class="missing"' not in section(full_html, name), name
+    for name in ("robustness", "features", "students", "energy", "selection", "training"):
+        assert "<svg" in section(full_html, name)
+    assert section(full_html, "confusion").count('<table class="heat">') == 2
+    assert section(full_html, "examples").count("<li>") == 12
+    assert section(full_html, "samples").count('class="near') == 160
+    assert "50.0 kJ" in section(full_html, "cost")
+    assert "CC BY 4.0" in section(full_html, "repeat")
+    assert "4,000 synthetic images" in section(full_html, "asked")
+    assert full_html.index('href="#verdict">Skip to the verdict') < full_html.index("<header")
+    levels = [int(level) for level in re.findall(r"<h([1-6])", full_html)]
+    assert all(after <= before + 1 for before, after in itertools.pairwise(levels))
+    ids = re.findall(r'\sid="([^"]+)"', full_html)
+    assert len(ids) == len(set(ids))
+    assert set(re.findall(r'href="#([^"]+)"', full_html)) <= set(ids)
+
+
+def test_without_material_every_section_says_so_and_why():
+    why = {part: f"because of {part} & <more>" for part in (*PART_OF.values(), "run", "odd")}
+    run = material(arms=(), grids=None, features=(), stages=(), checks=(), versions={}, missing=why, moved="It moved.")
+    text = page.render(run)
+    for name, part in PART_OF.items():
+        assert f"because of {part} &amp; &lt;more&gt;" in section(text, name), name
+    assert "This run is not finished." in text
+    assert "It moved." in text
+    assert "because of odd" in section(text, "repeat")
+
+
+def test_a_part_that_is_here_in_part_says_what_is_not(full):
+    run = dataclasses.replace(full, features=(), student_features=(), missing={"confusions": "Plain: student gone"})
+    found = section(page.render(run), "confusion")
+    assert "Not all is here. Plain: student gone" in found
+    assert 'class="heat"' in found
+
+
+def test_the_headline_stands_alone(full):
+    found = verdict.judge(full)
+    first = found.comparisons[2].differences["apgd"]
+    assert first is not None
+    assert found.headlines[0] == (
+        f"{verdict.points(first.estimate)} points robust accuracy from 4,000 synthetic images: Contrastive-DP against "
+        f"Real only under linf eps 0.15, 95 % interval "
+        f"{verdict.points(first.low)} to {verdict.points(first.high)} over "
+        "test images and 3 trainings."
+    )
+    assert found.headlines[1].startswith("No difference shown in robust accuracy from 4,000 synthetic images each: ")
+    assert "Contrastive-DP against Plain diffusion" in found.headlines[1]
+    assert len(found.headlines) == len(found.comparisons)
+
+
+def test_headlines_of_few_arms():
+    assert "nothing to say" in verdict.judge(_run()).headlines[0]
+    alone = verdict.judge(material(arms=("plain",), synthetic={"plain": 1})).headlines
+    assert len(alone) == 1
+    assert "from 1 synthetic image: Plain diffusion" in alone[0]
+    assert alone[0].endswith(
+        "over test images alone (one training). No other arm was evaluated, so nothing is compared."
+    )
+    unknown = verdict.judge(material(arms=("real", "plain"))).headlines
+    assert "synthetic" not in unknown[0]
+    late = table(1, 0.5)
+    late = late.set_column(0, "seed", pa.array(np.full(len(late), 7)))
+    pair = _run(ArmMaterial(key="a", title="A", rows=table(1, 0.0)), ArmMaterial(key="b", title="B", rows=late))
+    (told,) = verdict.judge(pair).headlines
+    assert told == "Nothing can be said of B against A under linf eps 0.15: they have no seed in common."
+
+
+SCRIPTS = ("ملفوف أحمر", "חתול", "猫" * 30, "ねこ", "Кошка", "बिल्ली", "\"><b>x'</b>&", "x" * 200)
+
+
+def extreme(classes, seeds, side, channels, arms, per_class=10):
+    """A run as large as they come; images are noise, which nothing can compress."""
+    rng = np.random.default_rng(0)
+    names = tuple(f"{SCRIPTS[k % len(SCRIPTS)]} {k}" for k in range(classes))
+    base = material(1, arms=())
+    found = []
+    for place in range(arms):
+        rows_of = table(seeds, 0.1 * place, place)
+        label = rows_of["index"].to_numpy() * 7 % classes
+        right = rows_of["margin"].to_numpy() > 0
+        for name, values in (("label", label), ("prediction", np.where(right, label, (label + 1) % classes))):
+            rows_of = rows_of.set_column(rows_of.column_names.index(name), name, pa.array(values))
+        curves = tuple(training(seed, 0.0) for seed in range(seeds))
+        found.append(ArmMaterial(key=f"arm{place}", title=f"Arm {place}", rows=rows_of, curves=curves))
+    shape = (min(classes, 20), per_class, min(side, 64), min(side, 64), channels)
+    plain = rng.integers(0, 256, shape, dtype=np.uint8)
+    keys = [arm.key for arm in found]
+    counts = tuple(confusion(key, classes) for key in keys)
+    return dataclasses.replace(
+        base, class_names=names, arms=tuple(found), grids=scored(plain, plain), features=(), confusions=counts,
+        adversarial=tuple(adversarial(key, 10, (side, side, channels), classes) for key in keys), energy=energy(),
+        selections=tuple(selection(key, seed) for key in keys for seed in range(seeds)),
+        checks=tuple(CheckRecord(arm=key, seed=seed, name=f"check {n}", passed=True, detail="fine " * 20)
+                     for key in keys for seed in range(seeds) for n in range(10)),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("classes", "seeds", "side", "channels", "arms"),
+    [(2, 1, 8, 1, 1), (100, 2, 32, 3, 2), (1000, 20, 224, 3, 6)],
+)
+def test_extremes_stay_small_and_true(classes, seeds, side, channels, arms):
+    text = page.render(extreme(classes, seeds, side, channels, arms))
+    assert len(text.encode()) < 5_000_000
+    assert "<b>" not in text
+    assert "x" * 50 not in text
+    assert text.count('<bdi dir="auto">') > 2
+    assert ('class="heat"' in text) == (classes <= 20)
+    assert "and 900 more" in text or classes < 1000
+
+
 # --- its parts ---------------------------------------------------------------------------------------------------
 
 
-def test_strips_keep_every_pixel():
-    import base64
-    import io
+def opened(source):
+    """The pixels behind a data URI."""
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(source.split(",")[1]))))
 
-    from PIL import Image
 
-    images = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 1), dtype=np.uint8)
-    picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(strip(images).split(",")[1]))))
-    assert picture.shape == (48, 3 * 48 + 2 * 4, 4)
-    assert np.array_equal(picture[::6, 52:100:6, 0], images[1, :, :, 0])
-    assert (picture[:, 48:52, 3] == 0).all()
+def test_few_pictures_keep_every_pixel_and_many_are_compressed(monkeypatch):
+    rng = np.random.default_rng(0)
+    grey, rgb = (rng.integers(0, 256, (2, 8, 8, c), dtype=np.uint8) for c in (1, 3))
+    found = pictures([grey, rgb])
+    assert np.array_equal(opened(found[0][1]), grey[1, :, :, 0])
+    assert np.array_equal(opened(found[1][0]), rgb[0])
+    monkeypatch.setattr("gambeson.report.images.LOSSLESS", 100)
+    assert pictures([grey])[0][0].startswith("data:image/webp")
+    with pytest.raises(ValueError, match="1 or 3 channels"):
+        pictures([np.zeros((1, 4, 4, 2), np.uint8)])
+
+
+def test_large_images_are_averaged_or_thinned():
+    image = np.arange(16, dtype=np.uint8).reshape(1, 4, 4, 1) * 10
+    assert sparser(image, 2)[0, :, :, 0].tolist() == [[0, 20], [80, 100]]
+    assert smaller(image, 2)[0, :, :, 0].tolist() == [[25, 45], [105, 125]]
+    assert smaller(image, 4) is image
+
+
+def test_a_change_is_magnified_by_one_factor_that_stays_in_range():
+    image = np.full((2, 1, 2, 1), 100, np.uint8)
+    attacked = image.copy()
+    attacked[0, 0, 0] += 30
+    attacked[1, 0, 1] -= 7
+    factor, change = page_pictures.magnified(image, attacked)
+    assert factor == 4  # 127 // 30
+    assert change.reshape(2, 2).tolist() == [[128 + 120, 128], [128, 128 - 28]]
+    assert page_pictures.magnified(image, image)[0] == 1
+
+
+def test_examples_name_classes_and_keep_both_kinds(full):
+    found = page_pictures.example_sets(full, list("abcdefghij"))
+    assert [each.arm for each in found] == ["Real only", "Contrastive-DP"]
+    assert [it.index for it in found[0].examples] == [0, 14, 28, 7, 21, 35]
+    first = found[0].examples[0]
+    assert (first.label, first.before, first.after, first.withstood) == ("a", "a", "b", False)
+    many = dataclasses.replace(full, adversarial=(adversarial(n=40),) * 9)
+    sets = page_pictures.example_sets(many, list("abcdefghij"))
+    assert [len(each.examples) for each in sets] == [8] * 6
+    assert [it.withstood for it in sets[0].examples] == [False] * 4 + [True] * 4
+
+
+def test_what_each_attack_broke_by_hand():
+    """Six images, right clean but the last: one falls to PGD alone, one to APGD-CE, one to the targeted APGD alone."""
+    columns = {
+        "seed": [0] * 6, "index": list(range(6)), "label": [0] * 6, "prediction": [0, 0, 0, 0, 0, 1],
+        "margin": [0.0] * 6, "pgd": [True, False, True, True, False, False],
+        "apgd_ce": [True, True, False, True, False, False],
+        "apgd_t": [True, True, False, False, False, False], "apgd": [True, True, False, False, False, False],
+    }  # fmt: skip
+    (line,) = page_classes.broken(_run(ArmMaterial(key="a", title="A", rows=pa.table(columns))))
+    assert [round(6 * of.estimate) for of in line.standing] == [5, 3, 3, 2, 1]
+    assert (line.alone, line.right, line.tried) == ([1, 1, 1], 5, 6)
+    assert (round(6 * line.held), round(6 * line.several)) == (1, 1)
+
+
+def test_accuracy_by_class_by_hand():
+    rows_of = small(label=[2, 0, 0, 0, 0, 2], prediction=[1, 0, 0, 1, 0, 1])
+    run = dataclasses.replace(
+        _run(ArmMaterial(key="a", title="A", rows=rows_of)), class_names=("x", "y", "z"), features=()
+    )
+    table_of = page_classes.class_table(run, run.class_names)
+    assert table_of is not None
+    assert [(line.name, line.images) for line in table_of.lines] == [("x", 2), ("z", 1)]
+    assert table_of.empty == 1
+    x = table_of.lines[0].cells[0]
+    assert (x.clean.estimate, x.worst.estimate) == (0.75, 0.25)
+
+
+def test_many_classes_show_the_ends():
+    label = np.arange(300)
+    columns = {name: pa.array(label >= 150) for name in ("pgd", "apgd_ce", "apgd_t", "apgd")}
+    rows_of = pa.table({"seed": np.zeros(300, int), "index": label, "label": label, "prediction": label,
+                        "margin": np.zeros(300), **columns})  # fmt: skip
+    names = tuple(f"k{k}" for k in label)
+    run = dataclasses.replace(_run(ArmMaterial(key="a", title="A", rows=rows_of)), class_names=names, features=())
+    found = page_classes.class_table(run, names)
+    assert found is not None
+    assert [line.name for line in found.lines] == [*(f"k{k}" for k in range(40)), *(f"k{k}" for k in range(290, 300))]
+    assert found.left_out == 250
+
+
+def test_confusions_are_shares_or_the_most_frequent_pairs():
+    run = dataclasses.replace(material(arms=("real",), features=()), confusions=(confusion("real", each=40),))
+    (few,) = page_classes.confusions(run, list("abcdefghij"))
+    name, cells = few.heat[9]
+    assert name == "j"
+    assert [(cell.text, cell.right) for cell in (cells[9], cells[0], cells[4])] == [
+        ("65", True),
+        ("35", False),
+        ("", False),
+    ]
+    names = tuple(f"k{k}" for k in range(30))
+    many = dataclasses.replace(run, class_names=names, confusions=(confusion("real", classes=30, each=40),))
+    (view,) = page_classes.confusions(many, names)
+    assert (view.heat, len(view.pairs)) == ([], 20)
+    assert (view.pairs[0].true, view.pairs[0].taken, view.pairs[0].attacked, view.pairs[0].clean) == ("k0", "k1", 14, 4)
+
+
+def test_class_names_are_shown_safely_and_signed():
+    shown = page_classes.shown(("a\u202eb\n c", "", "猫", "x" * 200))
+    assert shown[:3] == ["a b c", "(no name)", "猫"]
+    assert len(shown[3]) == 48
+    assert page_curves.signs(["cat", "dog"]) == ["cat", "dog"]
+    assert page_curves.signs(["cat", "猫"]) == ["1", "2"]
+    assert set(page_curves.signs([f"k{k}" for k in range(21)])) == {""}
+
+
+def luminance(colour):
+    return charts.luminance(np.array([int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]))
+
+
+def contrast(a, b):
+    low, high = sorted((luminance(a), luminance(b)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def mixed(a, b, share):
+    """color-mix(in srgb, a share, b)."""
+    parts = [(int(a[p : p + 2], 16), int(b[p : p + 2], 16)) for p in (1, 3, 5)]
+    return "#" + "".join(f"{round(share * x + (1 - share) * y):02x}" for x, y in parts)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_palette_can_be_read(scheme):
+    """WCAG 2.2 AA: text stands out by 4.5 to 1, marks of charts by 3 to 1."""
+    css = (Path(page.__file__).parent / "page.css").read_text(encoding="utf-8")
+    light, dark = (
+        re.search(rf"{start} {{\s+:?r?o?o?t?.*?}}", css, re.DOTALL) for start in (":root", r"scheme: dark\)")
+    )
+    assert light is not None
+    assert dark is not None
+    of = dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})", light.group()))
+    if scheme == "dark":
+        of |= dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})", dark.group()))
+        assert of["paper"] == "#16181c"
+    papers = ("paper", "card", "track", "code")
+    for text in ("ink", "soft", "accent"):
+        assert all(contrast(of[text], of[on]) >= 4.5 for on in papers), text
+    for text, on in (("bad", "bad-paper"), ("bad", "paper"), ("good", "paper")):
+        assert contrast(of[text], of[on]) >= 4.5, text
+    for mark in ("axis", *(f"arm-{place}" for place in range(6))):
+        assert all(contrast(of[mark], of[on]) >= 3 for on in ("paper", "card")), mark
+    assert all(contrast(colour, of["card"]) >= 3 for n in (10, 40) for colour in charts.class_colours(n))
+    for share in np.linspace(0, 1, 21):
+        assert contrast(of["ink"], mixed(of["wrong"], of["track"], 0.65 * share)) >= 4.5
+        assert contrast(of["ink"], mixed(of["right"], of["track"], 0.55 * share)) >= 4.5
+    assert [of[f"arm-{place}"] for place in range(6)] == list(charts.ARM_COLOURS) or scheme == "dark"
 
 
 def test_embedding_is_seeded_and_bounded():
@@ -423,7 +772,8 @@ def test_charts_do_not_touch_matplotlibs_globals():
 
 BROKEN = """() => {
   const bad = [];
-  for (const each of document.querySelectorAll('svg.chart, img, .track, .amount')) {
+  for (const each of document.querySelectorAll('svg.chart, img, .track, .amount, .heat td, .stack, .lane')) {
+    if (each.closest('details:not([open])')) continue;
     const style = getComputedStyle(each.closest('td') || each), box = each.getBoundingClientRect();
     const seen = style.display !== 'none';
     if (seen && (box.width < 1 || box.height < 1)) bad.push('empty: ' + each.outerHTML.slice(0, 90));
@@ -435,30 +785,68 @@ BROKEN = """() => {
 }"""
 
 
-def test_page_in_a_browser(html, tmp_path):
+@pytest.fixture(scope="module")
+def browser():
     binary = next((b for n in ("chromium", "chromium-browser", "google-chrome") if (b := shutil.which(n))), None)
     if binary is None:
         pytest.skip("no chromium or google-chrome on PATH, so the page was not opened in a browser")
     sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    path = Path(tmp_path / "report.html")
-    path.write_text(html, encoding="utf-8")
-    troubles, asked = [], []
     flags = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
              "--disable-component-update", "--disable-sync"]  # fmt: skip
     with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=binary, args=flags)
-        tab = browser.new_page()
-        tab.on("console", lambda m: troubles.append(m.text) if m.type in ("error", "warning") else None)
-        tab.on("pageerror", lambda e: troubles.append(str(e)))
-        tab.on("requestfailed", lambda r: troubles.append(r.url))
-        tab.on("request", lambda r: asked.append(r.url) if not r.url.startswith("data:") else None)
-        for width, scheme in ((390, "light"), (800, "dark"), (1400, "light")):
-            tab.set_viewport_size({"width": width, "height": 900})
-            tab.emulate_media(color_scheme=scheme)
-            tab.goto(path.as_uri())
-            troubles += tab.evaluate(BROKEN)
-        charts_seen = tab.locator("svg.chart").count()
-        browser.close()
+        found = playwright.chromium.launch(executable_path=binary, args=flags)
+        yield found
+        found.close()
+
+
+def test_page_in_a_browser(full_html, tmp_path, browser):
+    path = Path(tmp_path / "report.html")
+    path.write_text(full_html, encoding="utf-8")
+    troubles, asked, tab = [], [], browser.new_page()
+    tab.on("console", lambda m: troubles.append(m.text) if m.type in ("error", "warning") else None)
+    tab.on("pageerror", lambda e: troubles.append(str(e)))
+    tab.on("requestfailed", lambda r: troubles.append(r.url))
+    tab.on("request", lambda r: asked.append(r.url) if not r.url.startswith("data:") else None)
+    papers = []
+    for width, scheme in ((375, "light"), (820, "dark"), (1280, "light")):
+        tab.set_viewport_size({"width": width, "height": 900})
+        tab.emulate_media(color_scheme=scheme)
+        tab.goto(path.as_uri())
+        troubles += tab.evaluate(BROKEN)
+        papers.append(tab.evaluate("[getComputedStyle(document.body).backgroundColor, "
+                                   "getComputedStyle(document.querySelector('svg.chart text')).fill]"))  # fmt: skip
+    charts_seen = tab.locator("svg.chart").count()
+    tab.close()
     assert troubles == []
     assert set(asked) == {path.as_uri()}
-    assert charts_seen == 7
+    assert charts_seen == 14
+    assert papers == [["rgb(251, 250, 248)", "rgb(93, 100, 110)"], ["rgb(22, 24, 28)", "rgb(160, 166, 175)"],
+                      ["rgb(251, 250, 248)", "rgb(93, 100, 110)"]]  # fmt: skip
+
+
+def test_the_nearest_image_comes_by_pointer_and_by_keyboard_and_in_print(full_html, tmp_path, browser):
+    path = Path(tmp_path / "report.html")
+    path.write_text(full_html, encoding="utf-8")
+    tab = browser.new_page(viewport={"width": 375, "height": 800})
+    tab.goto(path.as_uri())
+    tab.keyboard.press("Tab")
+    at = "document.activeElement"
+    assert tab.evaluate(f"[{at}.className, {at}.getBoundingClientRect().top > 0]") == ["skip", True]
+    pics = tab.locator(".pic")
+    assert not pics.nth(7).locator(".near").is_visible()
+    pics.nth(7).hover()
+    assert pics.nth(7).locator(".near").is_visible()
+    box = pics.nth(7).locator(".near").bounding_box()
+    assert box is not None
+    assert 0 <= box["x"] <= box["x"] + box["width"] <= 375
+    pics.nth(2).focus()
+    assert pics.nth(2).locator(".near img").is_visible()
+    tab.keyboard.press("Tab")
+    assert pics.nth(3).evaluate("each => each === document.activeElement")
+    assert "nearest train image at distance" in pics.nth(3).get_attribute("aria-label")
+    tab.emulate_media(media="print", color_scheme="dark")
+    assert pics.nth(5).locator(".near").is_visible()
+    assert tab.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    inside = tab.locator("details:not([open]) td").first
+    assert inside.evaluate("each => each.getBoundingClientRect().height") > 0
+    tab.close()

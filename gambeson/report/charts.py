@@ -19,13 +19,28 @@ from jaxtyping import Float, Integer
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, PercentFormatter
 
-from gambeson.report.material import TrainingCurve
+from gambeson.report.material import GuidanceEnergy, TrainingCurve
 from gambeson.report.rows import CurvePoint
 from gambeson.report.statistics import Interval
 
-INK, FAINT = "#2b3038", "#d9dce1"
+ARM_COLOURS = ("#4b5563", "#c2570c", "#0369a1", "#0f8a5f", "#a21caf", "#92400e")
+INK, FAINT, PAPER = "#2b3038", "#d9dce1", "#ffffff"
+SCHEME = {
+    INK: "--ink",
+    "#5b636e": "--soft",
+    "#9aa1ab": "--axis",
+    "#eceef1": "--rule",
+    FAINT: "--line",
+    PAPER: "--card",
+    **{colour: f"--arm-{place}" for place, colour in enumerate(ARM_COLOURS)},
+}
+"""What each fixed colour of a chart is called in page.css, so that charts follow the reader's light or dark scheme."""
+LEGIBLE = (0.16, 0.29)
+"""Relative luminances that stand out by 3 to 1 (WCAG 1.4.11) from the page's cards, white and dark alike."""
+MOST_MARKED = 24
+"""Lines of a chart of training up to which each carries marks."""
 STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
     "text.parse_math": False,
@@ -59,15 +74,20 @@ class Look:
     glyph: str
     line: Any
 
+    @property
+    def css(self) -> str:
+        """The colour as CSS: a variable of page.css that follows the scheme, the fixed colour where it has none."""
+        return f"var({SCHEME[self.colour]}, {self.colour})" if self.colour in SCHEME else self.colour
+
 
 # Okabe and Ito's colours, darkened where white paper needs it; marker and dash tell the arms apart without colour.
 LOOKS = (
-    Look("#4b5563", "o", "●", "-"),
-    Look("#c2570c", "s", "■", (0, (4, 1.5))),
-    Look("#0369a1", "^", "▲", (0, (6, 1.5, 1.5, 1.5))),
-    Look("#0f8a5f", "D", "◆", "-"),
-    Look("#a21caf", "v", "▼", (0, (2, 1.2))),
-    Look("#92400e", "P", "✚", (0, (5, 2))),
+    Look(ARM_COLOURS[0], "o", "●", "-"),
+    Look(ARM_COLOURS[1], "s", "■", (0, (4, 1.5))),
+    Look(ARM_COLOURS[2], "^", "▲", (0, (6, 1.5, 1.5, 1.5))),
+    Look(ARM_COLOURS[3], "D", "◆", "-"),
+    Look(ARM_COLOURS[4], "v", "▼", (0, (2, 1.2))),
+    Look(ARM_COLOURS[5], "P", "✚", (0, (5, 2))),
 )
 
 
@@ -77,11 +97,26 @@ def look(position: int) -> Look:
 
 
 def class_colours(classes: int) -> list[str]:
-    """A colour per class: ten well-known ones, or as many hues as needed."""
+    """A colour per class: ten well-known ones, or as many hues as needed, each legible on white and on dark paper."""
     if classes <= 10:
-        named = matplotlib.colormaps["tab10"](np.arange(10))
-        return [_hex(colour) for colour in named[:classes]]
-    return [_hex(colour) for colour in matplotlib.colormaps["turbo"](np.linspace(0.05, 0.95, classes))]
+        named = matplotlib.colormaps["tab10"](np.arange(10))[:classes]
+    else:
+        named = matplotlib.colormaps["turbo"](np.linspace(0.05, 0.95, classes))
+    return [_hex(_legible(colour[:3])) for colour in named]
+
+
+def luminance(colour: Float[np.ndarray, 3]) -> float:
+    """The relative luminance (WCAG 2.2) of a colour (red, green, blue) in [0, 1]: 0 black, 1 white."""
+    linear = np.where(colour <= 0.04045, colour / 12.92, ((colour + 0.055) / 1.055) ** 2.4)
+    return float(linear @ np.array([0.2126, 0.7152, 0.0722]))
+
+
+def _legible(colour: Float[np.ndarray, 3]) -> Float[np.ndarray, 3]:
+    """The colour mixed with as little black or white as brings its luminance between the two of LEGIBLE."""
+    low, high = LEGIBLE
+    towards = np.zeros(3) if luminance(colour) > high else np.ones(3)
+    mixes = (colour + (towards - colour) * share for share in np.linspace(0, 1, 101))
+    return next(mixed for mixed in mixes if low <= luminance(mixed) <= high)
 
 
 def robustness(
@@ -123,21 +158,21 @@ def validation(curves: Sequence[tuple[Look, Sequence[TrainingCurve]]], column: s
 def embedding(
     points: Float[np.ndarray, "n 2"],
     labels: Integer[np.ndarray, " n"],
-    class_names: Sequence[str],
+    signs: Sequence[str],
     limits: tuple[float, float, float, float],
     key: str,
     label: str,
 ) -> str:
-    """One panel of the t-SNE: points coloured by class, short class names at the class medians, shared `limits`."""
-    colours = np.array(class_colours(len(class_names)))
+    """One panel of the t-SNE: points coloured by class, the classes' signs ('' for none) at their medians."""
+    colours = np.array(class_colours(len(signs)))
     with _styled(key):
         figure, axes = _figure(3.6, 3.6)
-        axes.scatter(points[:, 0], points[:, 1], s=13, c=colours[labels], alpha=0.8, linewidths=0)
-        for k in np.unique(labels) if max(map(len, class_names)) <= 10 else ():
+        axes.scatter(points[:, 0], points[:, 1], s=12, c=colours[labels], linewidths=0)
+        for k in (each for each in np.unique(labels) if signs[int(each)]):
             middle = np.median(points[labels == k], axis=0)
-            box = {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": colours[k], "alpha": 0.85}
+            box = {"boxstyle": "round,pad=0.15", "facecolor": PAPER, "edgecolor": colours[k], "alpha": 0.85}
             axes.text(
-                float(middle[0]), float(middle[1]), class_names[int(k)], ha="center", va="center", fontsize=9, bbox=box
+                float(middle[0]), float(middle[1]), signs[int(k)], ha="center", va="center", fontsize=10, bbox=box
             )
         axes.set(xlim=limits[:2], ylim=limits[2:], xticks=[], yticks=[])
         axes.spines[:].set(visible=True, color=FAINT)
@@ -156,6 +191,42 @@ def histogram(groups: Sequence[tuple[Look, np.ndarray]], edges: np.ndarray, xlab
         axes.set(xlabel=xlabel, ylabel="images")
         axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
         return _svg(figure, "histogram", label)
+
+
+def steps(
+    edges: Float[np.ndarray, " bins_and_one"],
+    groups: Sequence[tuple[Look, Integer[np.ndarray, " bins"]]],
+    xlabel: str,
+    key: str,
+    label: str,
+) -> str:
+    """Histograms that were counted before, as outlines over faint areas between the same edges."""
+    with _styled(key):
+        figure, axes = _figure(4.4, 2.9)
+        for style, counts in groups:
+            axes.stairs(counts, edges, color=style.colour, fill=True, alpha=0.13)
+            axes.stairs(counts, edges, color=style.colour, linestyle=style.line, linewidth=1.6)
+        axes.set(xlabel=xlabel, ylabel="images")
+        axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
+        return _svg(figure, key, label)
+
+
+def energy(found: GuidanceEnergy, label: str) -> str:
+    """Guidance's shift of the denoised image against sigma (log axis, noise first), a band from 5 to 95 %.
+
+    Steps of sigma 0 have no place on the axis and are left out.
+    """
+    drawn = np.flatnonzero(found.sigma > 0)
+    sigma = found.sigma[drawn]
+    with _styled("energy"):
+        figure, axes = _figure(5.2, 3.2)
+        axes.fill_between(sigma, found.low[drawn], found.high[drawn], color=LOOKS[2].colour, alpha=0.16, linewidth=0)
+        axes.plot(sigma, found.shift[drawn], color=LOOKS[2].colour, marker="o", markersize=4)
+        axes.set(xscale="log", xlabel="sigma (noise, log scale)", ylabel="root mean square shift", ylim=(0, None))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.invert_xaxis()
+        return _svg(figure, "energy", label)
 
 
 def _styled(salt: str) -> AbstractContextManager[None]:
@@ -180,19 +251,18 @@ def _band(axes: Axes, style: Look, points: Sequence[CurvePoint]) -> None:
 
 def _mark(axes: Axes, style: Look, x: float, interval: Interval) -> None:
     axes.plot([x, x], [interval.low, interval.high], color=style.colour, linewidth=1.4, zorder=4)
-    axes.plot(
-        [x], [interval.estimate], style.marker, color=style.colour, markerfacecolor="white", markersize=6, zorder=5
-    )
+    axes.plot([x], [interval.estimate], style.marker, color=style.colour, markerfacecolor=PAPER, markersize=6, zorder=5)
 
 
 def _lines(lines: list[tuple[Look, list[int], list[float]]], key: str, ylabel: str, percent: bool, label: str) -> str:
+    """Many lines are drawn with fewer points and no marks, to stay small; their colours and dashes remain."""
+    most, marked = int(np.clip(4000 // len(lines), 40, 160)), len(lines) <= MOST_MARKED
     with _styled(key):
         figure, axes = _figure(4.4, 3.2)
         for style, steps, values in lines:
-            x, y = _thinned(steps), _thinned(values)
-            every = max(1, len(x) // 6)
-            axes.plot(x, y, color=style.colour, linestyle=style.line, marker=style.marker, markevery=every,
-                      linewidth=1.2, markersize=3.5, alpha=0.85)  # fmt: skip
+            x, y = _thinned(steps, most), _thinned(values, most)
+            marks: Any = {"marker": style.marker, "markevery": max(1, len(x) // 6), "markersize": 3.5} if marked else {}
+            axes.plot(x, y, color=style.colour, linestyle=style.line, linewidth=1.2, alpha=0.85, **marks)
         axes.set(xlabel="step", ylabel=ylabel)
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         if percent:
@@ -200,7 +270,7 @@ def _lines(lines: list[tuple[Look, list[int], list[float]]], key: str, ylabel: s
         return _svg(figure, key, label)
 
 
-def _thinned(values: Sequence[float] | Sequence[int], most: int = 160) -> np.ndarray:
+def _thinned(values: Sequence[float] | Sequence[int], most: int) -> np.ndarray:
     """Means of at most `most` equal stretches of the values."""
     array = np.asarray(values, dtype=float)
     return array if len(array) <= most else np.array([part.mean() for part in np.array_split(array, most)])
@@ -223,4 +293,11 @@ def _svg(figure: Figure, key: str, label: str) -> str:
     body = re.sub(r'\bid="([^"]+)"', rf'id="{key}-\1"', body)
     body = re.sub(r'href="#([^"]+)"', rf'href="#{key}-\1"', body)
     body = re.sub(r"url\(#([^)]+)\)", rf"url(#{key}-\1)", body)
+    body = re.sub(r"(fill|stroke): (#[0-9a-f]{6})\b", _in_scheme, body)
     return f'<svg class="chart" role="img" aria-label="{escape(label)}" {box.group()}>{body}'
+
+
+def _in_scheme(found: re.Match[str]) -> str:
+    """'fill: #2b3038' -> 'fill: var(--ink, #2b3038)'; other colours stay."""
+    way, colour = found.groups()
+    return f"{way}: var({SCHEME[colour]}, {colour})" if colour in SCHEME else found.group()

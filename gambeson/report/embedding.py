@@ -24,15 +24,15 @@ class EmbeddedSet:
     space: str
 
 
-def embed(sets: Sequence[FeatureSet], seed: int = 0) -> list[EmbeddedSet]:
-    """t-SNE (van der Maaten and Hinton 2008) of all sets together, at most 900 points, the same number from each.
+def embed(sets: Sequence[FeatureSet], seed: int = 0, most: int = MOST_POINTS) -> list[EmbeddedSet]:
+    """t-SNE (van der Maaten and Hinton 2008) of all sets together, at most `most` points, the same number from each.
 
     Raises ValueError for fewer than 10 points in all, for features of different spaces or sizes, or not finite ones.
     """
     from sklearn.manifold import TSNE
     from threadpoolctl import threadpool_limits
 
-    chosen = [_sample(each, MOST_POINTS // len(sets), seed) for each in sets]
+    chosen = [_sample(each, most // len(sets), seed) for each in sets]
     _check(chosen)
     together = np.concatenate([each.features for each in chosen]).astype(np.float64)
     together = (together - together.mean(axis=0)) / max(float(together.std()), 1e-12)

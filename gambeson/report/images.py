@@ -1,42 +1,55 @@
-"""Rows of sample images as PNG data URIs, enlarged without smoothing."""
+"""Images as data URIs for the page: kept to the bit where they are few, smaller and compressed where they are many."""
 
 from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-MOST_IMAGES, MOST_SIDE, GOOD_SIDE, GAP = 10, 64, 48, 4
+LOSSLESS = 600_000
+"""Bytes of pixels up to which a group of pictures is kept to the bit; beyond, it is compressed with loss."""
+QUALITY = 80
 
 
-def strip(images: UInt8[np.ndarray, "k h w c"]) -> str:
-    """[k, H, W, C] uint8 (C = 1 or 3) -> one PNG data URI, images side by side with transparent gaps.
+def pictures(groups: Sequence[UInt8[np.ndarray, "_ _ _ _"]]) -> list[list[str]]:
+    """Every image of every group as a data URI of its own: PNG, to the bit, while all of them together have at most
+    LOSSLESS bytes of pixels, else WebP of QUALITY. Sizes are kept; see `smaller` and `sparser`.
 
-    Small images are enlarged by repeating pixels to at least 48 pixels, large ones shrunk to 64; at most 10 are shown.
+    Raises ValueError unless images have 1 or 3 channels.
     """
-    tiles = [_tile(image) for image in images[:MOST_IMAGES]]
-    height, width = tiles[0].shape[:2]
-    canvas = np.zeros((height, len(tiles) * (width + GAP) - GAP, 4), dtype=np.uint8)
-    for place, tile in enumerate(tiles):
-        canvas[:, place * (width + GAP) : place * (width + GAP) + width] = tile
-    buffer = io.BytesIO()
-    Image.fromarray(canvas, "RGBA").save(buffer, format="PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+    kind = "png" if sum(group.size for group in groups) <= LOSSLESS else "webp"
+    return [[_uri(_pil(image), kind) for image in group] for group in groups]
 
 
-def _tile(image: UInt8[np.ndarray, "h w c"]) -> UInt8[np.ndarray, "h2 w2 4"]:
-    """[H, W, C] -> an opaque RGBA tile of a good size."""
+def smaller(images: UInt8[np.ndarray, "n h w c"], side: int) -> UInt8[np.ndarray, "n h2 w2 c"]:
+    """The images with at most `side` pixels along the longer side, averaged over areas."""
+    longest = max(images.shape[1:3])
+    if longest <= side or not len(images):
+        return images
+    size = tuple(max(1, round(side * length / longest)) for length in images.shape[2:0:-1])
+    small = [np.asarray(_pil(image).resize((size[0], size[1]), Image.Resampling.BOX)) for image in images]
+    return np.stack(small).reshape(len(images), size[1], size[0], images.shape[-1])
+
+
+def sparser(images: UInt8[np.ndarray, "n h w c"], side: int) -> UInt8[np.ndarray, "n h2 w2 c"]:
+    """The images with at most `side` pixels along the longer side, pixels left out and none changed: an average would
+    hide a perturbation."""
+    every = -(-max(images.shape[1:3]) // side)
+    return images[:, ::every, ::every]
+
+
+def _pil(image: UInt8[np.ndarray, "h w c"]) -> Image.Image:
     if image.shape[-1] not in (1, 3):
-        raise ValueError(f"sample images: expected 1 or 3 channels, got shape {image.shape}")
-    rgb = np.broadcast_to(image, (*image.shape[:2], 3))
-    longest = max(rgb.shape[:2])
-    if longest > MOST_SIDE:
-        small = Image.fromarray(np.ascontiguousarray(rgb))
-        small.thumbnail((MOST_SIDE, MOST_SIDE), Image.Resampling.BOX)
-        rgb = np.asarray(small)
-    times = -(-GOOD_SIDE // longest) if longest < GOOD_SIDE else 1
-    rgb = rgb.repeat(times, axis=0).repeat(times, axis=1)
-    return np.concatenate([rgb, np.full((*rgb.shape[:2], 1), 255, np.uint8)], axis=-1)
+        raise ValueError(f"images: expected 1 or 3 channels, got shape {image.shape}")
+    return Image.fromarray(np.ascontiguousarray(image[..., 0] if image.shape[-1] == 1 else image))
+
+
+def _uri(image: Image.Image, kind: str) -> str:
+    buffer = io.BytesIO()
+    ways = {"png": {"optimize": True}, "webp": {"quality": QUALITY, "method": 4}}
+    image.save(buffer, format=kind.upper(), **ways[kind])
+    return f"data:image/{kind};base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

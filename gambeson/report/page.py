@@ -3,40 +3,29 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
 
-from gambeson.report import charts, evaluation_rows, rows, verdict
-from gambeson.report.charts import Look
-from gambeson.report.embedding import LEAST_POINTS, embed, limits
-from gambeson.report.images import MOST_IMAGES, strip
-from gambeson.report.material import ArmMaterial, CheckRecord, FeatureSet, Grids, RunMaterial, StageRecord
+from gambeson.report import charts, evaluation_rows, page_classes, page_curves, page_pictures, rows, verdict
+from gambeson.report.material import CheckRecord, RunMaterial, StageRecord
+from gambeson.report.page_curves import Chart
 from gambeson.report.verdict import Comparison
 
-MOST_CLASSES = 20
+__all__ = ["Chart", "environment", "render", "write"]
 
-
-@dataclass(frozen=True)
-class Chart:
-    """An SVG with the heading and the caption (each may be empty) that the page sets around it."""
-
-    title: str
-    svg: Markup
-    caption: str = ""
-
-
-@dataclass(frozen=True)
-class GridRow:
-    """The samples of one class as data URIs; None where a set of samples is missing."""
-
-    class_name: str
-    plain: str | None
-    guided: str | None
+MOST_NAMED = 100
+"""Classes beyond so many are counted rather than listed."""
+PARTS = (
+    "run", "arms", "class_names", "grids", "nearest", "scores", "features", "student_features", "adversarial",
+    "confusions", "energy", "selections", "curves", "stages", "checks", "versions", "licences",
+)  # fmt: skip
+"""Parts of the material whose absence is told in their own section; that of others is told at the end."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +40,10 @@ class Bar:
 
 @dataclass(frozen=True)
 class StageCost:
-    """A stage of an arm over its seeds: total seconds, greatest peak memory, and how many runs were reused."""
+    """A stage of an arm over its seeds: total seconds, greatest peak memory, and how many runs were reused.
+
+    joules: of those runs that reported it; None where none did.
+    """
 
     stage: str
     arm: str
@@ -59,6 +51,7 @@ class StageCost:
     reused: int
     seconds: float
     peak_mb: float
+    joules: float | None
 
 
 @dataclass(frozen=True)
@@ -81,28 +74,59 @@ class CheckLine:
 
 
 def render(material: RunMaterial) -> str:
-    """The whole page as HTML text. Parts the material lacks are said to be missing."""
+    """The whole page as HTML text. Parts that the material lacks are said to be missing, with the reason if known."""
     found = verdict.judge(material)
     checks = _named((*rows.row_checks(material), *material.checks), material)
-    looks = {arm.key: charts.look(place) for place, arm in enumerate(material.arms)}
-    return environment().get_template("page.html.j2").render(
+    template = environment().get_template("page.html.j2")
+    return template.render(
         run=material,
         verdict=found,
         columns=verdict.COLUMNS,
-        looks=looks,
+        looks={arm.key: charts.look(place) for place, arm in enumerate(material.arms)},
         bars=_bars(found.comparisons),
-        robustness=_robustness(material, looks),
-        grid=_grid(material.grids, material.class_names),
-        grid_note=_grid_note(material.grids),
         autoattack=_autoattack(material),
-        embedding=_embedding(material.features, material.class_names),
-        class_colours=charts.class_colours(len(material.class_names)),
-        training=_training(material.arms, looks),
         checks=checks,
         failures=[c for c in checks if not c.passed],
         check_lines=_check_lines(checks),
         stages=_stage_costs(material.stages, material),
-    )  # fmt: skip
+        unsaid={part: why for part, why in material.missing.items() if part not in PARTS},
+        **_about_classes(material),
+        **_drawn(material),
+    )
+
+
+def _about_classes(material: RunMaterial) -> dict[str, Any]:
+    """What the page shows by class, or names classes in."""
+    names = page_classes.shown(material.class_names)
+    return {
+        "names": names,
+        "most_named": MOST_NAMED,
+        "signs": page_curves.signs(names),
+        "class_colours": charts.class_colours(len(names)),
+        "class_table": page_classes.class_table(material, names),
+        "confusions": page_classes.confusions(material, names),
+        "broken": page_classes.broken(material),
+        "standing": page_classes.STANDING,
+        "alone": page_classes.ALONE,
+        "grid": page_pictures.grid(material.grids, names),
+        "grid_note": page_pictures.grid_note(material.grids),
+        "examples": page_pictures.example_sets(material, names),
+    }
+
+
+def _drawn(material: RunMaterial) -> dict[str, Any]:
+    """The charts."""
+    names = page_classes.shown(material.class_names)
+    looks = {arm.key: charts.look(place) for place, arm in enumerate(material.arms)}
+    return {
+        "robustness": page_curves.robustness(material, looks),
+        "embedding": page_curves.embedding(material.features, names),
+        "students": page_curves.students(material.student_features, names),
+        "energy": page_curves.energy(material.energy),
+        "selections": page_curves.selections(material.selections, material.arms),
+        "selection_looks": (page_curves.KEPT, page_curves.LEFT),
+        "training": page_curves.training(material.arms, looks),
+    }
 
 
 def write(material: RunMaterial, path: Path | str) -> Path:
@@ -127,7 +151,14 @@ def environment() -> Environment:
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters.update(percent=verdict.percent, points=verdict.points, duration=_duration, memory=_memory)
+    environment.filters.update(
+        percent=verdict.percent,
+        points=verdict.points,
+        duration=_duration,
+        memory=_memory,
+        joules=_joules,
+        moment=_moment,
+    )
     return environment
 
 
@@ -149,99 +180,6 @@ def _bars(comparisons: Sequence[Comparison]) -> list[Bar | None]:
     ]
 
 
-def _robustness(material: RunMaterial, looks: dict[str, Look]) -> Chart | None:
-    """Accuracy against epsilon; None when no arm has a curve."""
-    curves = [(arm, rows.curve(arm)) for arm in material.arms if arm.rows is not None]
-    if not any(points for _, points in curves):
-        return None
-    worst = [(looks[arm.key], found) for arm, _ in curves if (found := rows.accuracy(arm, verdict.HEADLINE))]
-    sizes = sorted({p.images for _, points in curves for p in points})
-    ends = [f"{arm.title} {verdict.percent(points[-1].accuracy.estimate)} %" for arm, points in curves if points]
-    last = max(p.epsilon for _, points in curves for p in points)
-    label = f"Line chart of accuracy under PGD against epsilon. At epsilon {last:g}: {', '.join(ends)}."
-    svg = charts.robustness([(looks[a.key], points) for a, points in curves], worst, material.epsilon, label)
-    caption = (
-        f"Lines: {material.attacks.get('curve', f'PGD on {_join(sizes)} test images')}, with 95 % bands. "
-        f"Hollow marks: the worst case over all test images at epsilon {material.epsilon:g} (dotted line), with 95 % "
-        "intervals; they are set side by side to be readable."
-    )
-    return Chart("", Markup(svg), caption)
-
-
-def _training(arms: Sequence[ArmMaterial], looks: dict[str, Look]) -> list[Chart]:
-    """Loss, clean and robust validation accuracy against the step; none without curves."""
-    curves = [(looks[arm.key], arm.curves) for arm in arms if arm.curves]
-    if not curves:
-        return []
-    panels = [Chart("Training loss", Markup(charts.training_loss(curves, "Line chart of the training loss by step.")))]
-    for column in ("clean", "robust"):
-        ends = [f"{a.title} {_last(a, column)}" for a in arms if a.curves]
-        label = f"Line chart of {column} validation accuracy by step. At the end: {'; '.join(ends)}."
-        caption = _overfitting(arms) if column == "robust" else ""
-        panels.append(Chart(f"Validation, {column}", Markup(charts.validation(curves, column, label)), caption))
-    return panels
-
-
-def _overfitting(arms: Sequence[ArmMaterial]) -> str:
-    """Best minus last robust validation accuracy of each arm, the mean of its runs (Rice et al. 2020)."""
-    lost = [
-        (arm.title, [100 * (max(c.validation_robust) - c.validation_robust[-1]) for c in arm.curves])
-        for arm in arms
-        if arm.curves and all(c.validation_robust for c in arm.curves)
-    ]
-    told = [f"{title} {sum(points) / len(points):.1f}" for title, points in lost]
-    return f"Robust overfitting, best minus last in points: {'; '.join(told)}." if told else ""
-
-
-def _last(arm: ArmMaterial, column: str) -> str:
-    """The last validation accuracies of an arm's runs, in words."""
-    values = [curve.validation_clean if column == "clean" else curve.validation_robust for curve in arm.curves]
-    ends = [verdict.percent(v[-1]) + " %" for v in values if v]
-    return ", ".join(ends) or "not measured"
-
-
-def _embedding(sets: Sequence[FeatureSet], class_names: tuple[str, ...]) -> list[Chart]:
-    """One t-SNE panel per set of features, on shared axes."""
-    if sum(len(each.labels) for each in sets) < LEAST_POINTS:
-        return []
-    panels = embed(sets)
-    box = limits(panels)
-    return [
-        Chart(
-            f"{panel.name} ({len(panel.labels)})",
-            Markup(charts.embedding(panel.points, panel.labels, class_names, box, f"tsne-{place}",
-                f"t-SNE scatter plot of {len(panel.labels)} {panel.name} images, coloured by class.")),
-        )
-        for place, panel in enumerate(panels)
-    ]  # fmt: skip
-
-
-def _grid(grids: Grids | None, class_names: tuple[str, ...]) -> list[GridRow]:
-    if grids is None or (grids.plain is None and grids.guided is None):
-        return []
-    sets = [grids.plain, grids.guided]
-    classes = max(len(images) for images in sets if images is not None)
-    return [
-        GridRow(name, *(None if images is None else strip(images[k]) for images in sets))
-        for k, name in enumerate(class_names[: min(classes, MOST_CLASSES)])
-    ]
-
-
-def _grid_note(grids: Grids | None) -> str:
-    """How the grid is to be read, and what it leaves out."""
-    if grids is None:
-        return ""
-    both = grids.plain is not None and grids.guided is not None
-    shape = next((g.shape for g in (grids.plain, grids.guided) if g is not None), (0, 0))
-    note = "Each guided image stands at the place of the plain image drawn from the same noise. " if both else ""
-    if shape[0] > MOST_CLASSES or shape[1] > MOST_IMAGES:
-        shown = (
-            f"{min(shape[0], MOST_CLASSES)} of {shape[0]} classes, {min(shape[1], MOST_IMAGES)} of {shape[1]} images"
-        )
-        note += f"Shown: the first {shown} per class. "
-    return note + "The first samples, not chosen ones; before labelling and selection."
-
-
 def _stage_costs(stages: Sequence[StageRecord], material: RunMaterial) -> list[StageCost]:
     """Stages in the order they first came, seeds together."""
     groups: dict[tuple[str, str], list[StageRecord]] = {}
@@ -249,9 +187,14 @@ def _stage_costs(stages: Sequence[StageRecord], material: RunMaterial) -> list[S
         groups.setdefault((record.stage, _title(record.arm, material)), []).append(record)
     return [
         StageCost(stage, arm, len(group), sum(r.reused for r in group), sum(r.seconds for r in group),
-                  max(r.peak_mb for r in group))
+                  max(r.peak_mb for r in group), _total([r.joules for r in group]))
         for (stage, arm), group in groups.items()
     ]  # fmt: skip
+
+
+def _total(joules: Sequence[float | None]) -> float | None:
+    known = [each for each in joules if each is not None]
+    return sum(known) if known else None
 
 
 def _check_lines(checks: Sequence[CheckRecord]) -> list[CheckLine]:
@@ -275,10 +218,6 @@ def _title(key: str, material: RunMaterial) -> str:
     return {arm.key: arm.title for arm in material.arms}.get(key, key)
 
 
-def _join(numbers: Sequence[int]) -> str:
-    return " or ".join(f"{n:,}" for n in numbers)
-
-
 def _duration(seconds: float) -> str:
     """Seconds in words a reader can add up: '0.4 s', '12 s', '3 min 20 s', '2 h 5 min'."""
     if seconds < 10:
@@ -291,3 +230,18 @@ def _duration(seconds: float) -> str:
 
 def _memory(megabytes: float) -> str:
     return f"{megabytes:.0f} MB" if np.isfinite(megabytes) and megabytes > 0 else "–"
+
+
+def _moment(text: str) -> str:
+    """'2026-11-21T14:35:23+00:00' -> '2026-11-21 14:35 UTC'; other words as they are."""
+    found = re.fullmatch(r"(\d{4}-\d\d-\d\d)T(\d\d:\d\d)(:\d\d(\.\d+)?)?\+00:00", text)
+    return f"{found[1]} {found[2]} UTC" if found else text
+
+
+def _joules(energy: float | None) -> str:
+    """Joules as '850 J', '12.3 kJ' or '0.85 kWh', an en dash where nothing was reported."""
+    if energy is None or not np.isfinite(energy):
+        return "–"
+    if energy < 1000:
+        return f"{energy:.0f} J"
+    return f"{energy / 1000:.1f} kJ" if energy < 3.6e5 else f"{energy / 3.6e6:.2f} kWh"

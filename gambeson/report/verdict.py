@@ -51,10 +51,14 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Everything that a run shows in numbers: the table, the comparisons, and words that a reader may quote."""
+    """Everything that a run shows in numbers: the table, the comparisons, and words that a reader may quote.
+
+    headlines: one for each comparison in the worst case, that of the method first, each able to stand alone.
+    """
 
     arms: tuple[ScoredArm, ...]
     comparisons: tuple[Comparison, ...]
+    headlines: tuple[str, ...]
     sentences: tuple[str, ...]
     caution: str
 
@@ -66,6 +70,7 @@ def judge(material: RunMaterial) -> Verdict:
     return Verdict(
         arms=tuple(_scored(arm, evaluated) for arm in material.arms),
         comparisons=comparisons,
+        headlines=_headlines(material, evaluated),
         sentences=_sentences(material, evaluated, comparisons),
         caution=_caution(material, evaluated),
     )
@@ -171,11 +176,70 @@ def _leads(arm: ArmMaterial, evaluated: list[ArmMaterial], column: str) -> bool:
     return bool(others) and all(d is not None and d.low > 0 for d in others)
 
 
+def _headlines(material: RunMaterial, evaluated: list[ArmMaterial]) -> tuple[str, ...]:
+    """The result in words: Contrastive-DP (else the last arm) against the first arm, then every other comparison."""
+    if len(evaluated) < 2:
+        return (_alone(material, evaluated[0]) if evaluated else _NOTHING,)
+    pairs = _pairs(evaluated)
+    against_first = [pair for pair in pairs if pair[1] is evaluated[0]]
+    method = next((pair for pair in against_first if pair[0].key == "guided"), against_first[-1])
+    ordered = [method, *(p for p in pairs if p not in against_first), *(p for p in against_first if p is not method)]
+    return tuple(_headline(material, a, b) for a, b in ordered)
+
+
+_NOTHING = "No arm has been evaluated, so there is nothing to say about accuracy."
+
+
+def _alone(material: RunMaterial, arm: ArmMaterial) -> str:
+    found = _accuracy(arm, HEADLINE)
+    given = f" from {_images(material.synthetic[arm.key])}" if material.synthetic.get(arm.key) else ""
+    return (f"{percent(found.estimate)} % robust accuracy{given}: {_bare(arm)} under {material.threat}, 95 % interval "
+            f"{percent(found.low)} to {percent(found.high)} over {_over(len(rows.seeds(arm)))}. No other arm was "
+            "evaluated, so nothing is compared.")  # fmt: skip
+
+
+def _headline(material: RunMaterial, a: ArmMaterial, b: ArmMaterial) -> str:
+    """'+3.6 points robust accuracy from 4,000 synthetic images: A against B under ..., 95 % interval ... over ...'."""
+    found = rows.difference(a, b, HEADLINE)
+    who = f"{_bare(a)} against {_bare(b)} under {material.threat}"
+    if found is None:
+        return f"Nothing can be said of {who}: they have no seed in common."
+    given, common = _given(material, a, b), len(set(rows.seeds(a)) & set(rows.seeds(b)))
+    interval = f"95 % interval {points(found.low)} to {points(found.high)} over {_over(common)}"
+    if found.shown:
+        return f"{points(found.estimate)} points robust accuracy{given}: {who}, {interval}."
+    return f"No difference shown in robust accuracy{given}: {points(found.estimate)} points for {who}, {interval}."
+
+
+def _bare(arm: ArmMaterial) -> str:
+    """'+ plain diffusion' -> 'plain diffusion': beside a number with a sign the plus of a title misleads."""
+    return arm.title.removeprefix("+ ")
+
+
+def _given(material: RunMaterial, a: ArmMaterial, b: ArmMaterial) -> str:
+    """How many synthetic images the first arm was given, and the second where it was given any; '' where unknown."""
+    mine, others = material.synthetic.get(a.key), material.synthetic.get(b.key, 0)
+    if mine is None or (not mine and not others):
+        return ""
+    if not others:
+        return f" from {_images(mine)}"
+    return f" from {_images(mine)} each" if mine == others else f" from {_images(mine)} (against {others:,})"
+
+
+def _images(n: int) -> str:
+    return f"{n:,} synthetic image{'' if n == 1 else 's'}"
+
+
+def _over(trainings: int) -> str:
+    """'test images and 5 trainings', or that one training tells nothing about another."""
+    return f"test images and {trainings} trainings" if trainings > 1 else "test images alone (one training)"
+
+
 def _sentences(
     material: RunMaterial, evaluated: list[ArmMaterial], comparisons: tuple[Comparison, ...]
 ) -> tuple[str, ...]:
     if not evaluated:
-        return ("No arm has been evaluated, so there is nothing to say about accuracy.",)
+        return (_NOTHING,)
     if not comparisons:
         found = _accuracy(evaluated[0], HEADLINE)
         return (f"Only {evaluated[0].title} has been evaluated, so nothing is compared: its worst-case accuracy "

@@ -1,0 +1,113 @@
+"""The stages of a run that are there: of a finished run by its record, of an unfinished one by the digests they have.
+
+The story of an unfinished run is told to somebody who makes nothing and only looks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from gambeson import files
+from gambeson.errors import UserError
+from gambeson.pipeline import Chapter, tell
+from gambeson.recipe import Arm, Recipe, class_table
+from gambeson.run import FORMAT, Run, open_run
+from gambeson.store import Artifact, Stage, Store, read_json
+
+UNFINISHED = "the run is not finished: the same `gambeson run` goes on with it"
+
+
+@dataclass(frozen=True)
+class FoundRun:
+    """A run folder, and every arm and seed with the artifacts it has or will have.
+
+    facts: run.json of a finished run; `started` alone otherwise.
+    """
+
+    folder: Path
+    recipe: Recipe
+    chapters: tuple[Chapter, ...]
+    facts: Mapping[str, Any]
+    complete: bool
+
+    def finished(self, chapter: Chapter) -> dict[str, Artifact]:
+        """The artifacts of a chapter that can be read, by role."""
+        return {role: made for role, made in chapter.artifacts.items() if made.finished}
+
+    @property
+    def moved(self) -> str:
+        """Why stages of a finished run cannot be read, in words; empty where all of them are there."""
+        if not self.complete:
+            return ""
+        gone = [(c, role) for c in self.chapters for role, made in c.artifacts.items() if not made.finished]
+        if not gone:
+            return ""
+        place = self.folder.parent / "stages"
+        if len(gone) == sum(len(c.artifacts) for c in self.chapters):
+            return f"The run's stages are not at {place}: its folder was moved, or they were removed."
+        roles = ", ".join(dict.fromkeys(f"{role} ({c.arm.title})" for c, role in gone))
+        return f"Some of the run's stages are no longer at {place}: {roles}."
+
+    def first(self, arm: Arm) -> Chapter | None:
+        """The chapter of an arm with the recipe's first seed."""
+        return next((c for c in self.chapters if c.arm is arm and c.seed == self.recipe.seed), None)
+
+
+def find(folder: Path) -> FoundRun:
+    """What there is of a run. Raises UserError for a folder that is none, or of another version, or edited."""
+    if (folder / "run.json").exists():
+        return of_run(open_run(folder))
+    version = _version(folder)
+    recipe = files.load(folder / "recipe.yaml", Recipe, class_table())
+    seeds = range(recipe.seed, recipe.seed + recipe.seeds)
+    chapters = tuple(look(recipe, arm, seed, folder.parent) for arm in recipe.arms for seed in seeds)
+    return FoundRun(folder, recipe, chapters, version, complete=False)
+
+
+def _version(folder: Path) -> dict[str, Any]:
+    """Who began an unfinished run, and when. UserError for no run folder, and for one of another version."""
+    if not (folder / "recipe.yaml").exists():
+        raise UserError(f"{folder}: expected a run folder (with recipe.yaml), found none; `gambeson runs` lists them")
+    path = folder / "version.json"
+    found = read_json(path) if path.exists() else {"format": FORMAT}
+    if not isinstance(found, dict) or found.get("format") != FORMAT:
+        raise UserError(f"{path}: expected a run folder of format {FORMAT}, got {found}; use the version that made it")
+    return found
+
+
+def of_run(run: Run) -> FoundRun:
+    """A finished run."""
+    return FoundRun(run.folder, run.recipe, tuple(run.chapters), run.facts, complete=True)
+
+
+def look(recipe: Recipe, arm: Arm, seed: int, root: Path) -> Chapter:
+    """The artifacts that an arm of a seed has or will have, as far as they can be foretold from what is there."""
+    bare = replace(recipe, assessment=None)
+    chapter = _told(bare, arm, seed, root)
+    student = chapter.artifacts.get("student")
+    if recipe.assessment is None or student is None or not student.finished:
+        return chapter  # what AutoAttack is asked about is the content of a student that is not there yet
+    whole = _told(recipe, arm, seed, root)
+    return whole if whole.artifacts else chapter
+
+
+def _told(recipe: Recipe, arm: Arm, seed: int, root: Path) -> Chapter:
+    """The story without making anything; nothing of it where its images or weights from elsewhere cannot be read."""
+    try:
+        return tell(recipe, arm, seed, Looker(Store(root)).once)
+    except (OSError, ValueError):
+        return Chapter(arm, seed, {})
+
+
+@dataclass(frozen=True)
+class Looker:
+    """An `Once` that makes nothing: where each stage lies, or would lie."""
+
+    store: Store
+
+    def once(self, stage: Stage, config: Any, *inputs: Any, seed: int | None = None) -> Artifact:
+        """The artifact that there is or will be, with the digest that the store gives it."""
+        return self.store.artifact(self.store.asked(stage, config, *inputs, seed=seed))
