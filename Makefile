@@ -6,7 +6,7 @@ STAMP := $(VENV)/.ready
 TORCH := torch==2.13.0
 RUN_IN := OMP_NUM_THREADS=1 $(BIN)/python
 
-.PHONY: demo test slow check size bench setup
+.PHONY: demo test slow check size bench docs setup
 setup: $(STAMP)
 
 # torch first and alone, unless one is there: then nothing pulls a second build (README, "Set-up"). constraints.txt pins
@@ -35,6 +35,10 @@ check: $(STAMP)
 
 size: $(STAMP)
 	$(BIN)/python dev/shape.py --all
+
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	$(BIN)/python docs/tools/links.py site
 
 bench: $(STAMP)
 	$(RUN_IN) benchmarks/side_by_side.py

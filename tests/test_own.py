@@ -2,7 +2,6 @@
 
 import json
 import re
-import textwrap
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -384,12 +383,12 @@ def test_the_commands_of_the_tutorial_work(
     gambeson, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text = TUTORIAL.read_text(encoding="utf-8")
-    snippet = re.search(r"<<'END'\n(.*?)\n    END", text, re.DOTALL)
+    snippet = re.search(r"<<'END'\n(.*?)\nEND", text, re.DOTALL)
     assert snippet
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("gambeson.recipes.asked.remembered", lambda path: timing)
-    exec(textwrap.dedent(snippet[1]), {})
-    commands = re.findall(r"^    gambeson (run .*?) *(?:#.*)?$", text, re.MULTILINE)
+    exec(snippet[1], {})
+    commands = re.findall(r"^gambeson (run .*?) *(?:#.*)?$", text, re.MULTILINE)
     assert len(commands) >= 5
     assert gambeson(["run", "my-images", "--print-recipe"]) == 0
     folder = tmp_path / "runs" / "my-images-0123456789"
