@@ -412,7 +412,7 @@ def test_missing_parts_are_said_to_be_missing():
 def test_a_run_without_guidance_shows_only_plain():
     grids = Grids(plain=np.zeros((CLASSES, 3, 8, 8, 3), np.uint8))
     text = page.render(material(arms=("real", "plain"), grids=grids, features=()))
-    assert "No guided samples in this run" in text
+    assert "No guided samples here" in text
     assert "same noise" not in text
 
 
@@ -530,6 +530,9 @@ def test_headlines_of_few_arms():
     )
     unknown = verdict.judge(material(arms=("real", "plain"))).headlines
     assert "synthetic" not in unknown[0]
+    half = verdict.judge(material(synthetic={"real": 0, "guided": 4000})).headlines
+    assert "from 4,000" in half[0]
+    assert all("synthetic" not in line for line in half if "plain diffusion" in line)  # its number is not known
     late = table(1, 0.5)
     late = late.set_column(0, "seed", pa.array(np.full(len(late), 7)))
     pair = _run(ArmMaterial(key="a", title="A", rows=table(1, 0.0)), ArmMaterial(key="b", title="B", rows=late))

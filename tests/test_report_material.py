@@ -24,7 +24,7 @@ from gambeson.models.network import ClassifierNetwork
 from gambeson.recipe import Arm
 from gambeson.report import energy, exhibits, keeping, samples, shown
 from gambeson.report.exhibits import Student
-from gambeson.report.gather import gather_folder
+from gambeson.report.gather import _attacks, gather_folder
 from gambeson.report.keeping import Piece
 from gambeson.report.material import (
     Adversarial,
@@ -41,7 +41,8 @@ from gambeson.report.material import (
     TrainingCurve,
 )
 from gambeson.report.samples import Made
-from gambeson.robustness.attacks import PGD
+from gambeson.robustness.attacks import PGD, TargetedAPGD
+from gambeson.robustness.evaluate import Evaluation
 from gambeson.run import Run, execute
 from gambeson.sampling.levels import NoiseLevels
 from gambeson.sampling.samplers import Heun
@@ -510,6 +511,24 @@ def test_a_moved_run_tells_what_it_kept(told: tuple[Run, RunMaterial], tmp_path:
     assert {"grids", "features", "confusions", "student_features", "energy", "selections"} <= set(bare.missing)
     assert (bare.stages, bare.grids) == ((), None)
     assert main(["report", str(folder)]) == 0
+
+
+def test_a_moved_run_without_its_rows_loses_nothing_else(told: tuple[Run, RunMaterial], tmp_path: Path) -> None:
+    run, found = told
+    folder = tmp_path / "moved"
+    shutil.copytree(run.folder, folder)
+    (folder / "rows.parquet").rename(folder / "elsewhere")
+    assert main(["report", str(folder)]) == 0  # keeps what it gathers, too
+    (folder / "elsewhere").rename(folder / "rows.parquet")
+    assert same(replace(gather_folder(folder), moved="", name=found.name), found)
+
+
+def test_attacks_are_told_with_the_numbers_that_there_were(told: tuple[Run, RunMaterial]) -> None:
+    recipe = replace(told[0].recipe, evaluation=Evaluation(targeted=TargetedAPGD(targets=9), curve_images=500))
+    assert "for every other class" in _attacks(recipe, 10, 97)["apgd"]
+    assert _attacks(recipe, 10, 97)["curve"].endswith("on 97 test images")
+    assert "each of the 9 most likely" in _attacks(recipe, 43, None)["apgd"]
+    assert _attacks(recipe, 43, None)["curve"].endswith("on 500 test images")
 
 
 def test_a_moved_run_whose_images_are_gone_is_told_by_its_rows(

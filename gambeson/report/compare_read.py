@@ -293,7 +293,7 @@ def _data_digest(parts: list[Part]) -> str | None:
 
 def _class_names(parts: list[Part], known: RunMaterial | None) -> tuple[str, ...]:
     """From the weights of a student; () where nothing tells them."""
-    if known is not None:
+    if known is not None and "class_names" not in known.missing:  # otherwise they are only numbered
         return known.class_names
     for part in parts:
         if "student" in part.finished:

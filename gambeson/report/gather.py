@@ -82,8 +82,8 @@ class Gathering:
             versions=facts.get("versions", {}),
             command=facts.get("command", f"gambeson run {folder / 'recipe.yaml'}"),
             created=facts.get("finished", ""),
-            attacks=_attacks(recipe),
-            synthetic={arm.value: n for arm in recipe.arms if (n := _first_of(told, arm, "synthetic")) is not None},
+            attacks=_attacks(recipe, len(names), counts.get("test")),
+            synthetic={arm.value: n for arm in recipe.arms if (n := _agreed(told, arm, "synthetic")) is not None},
             licences=_licences(told),
             missing=self.desk.missing,
             moved=self.found.moved,
@@ -197,8 +197,10 @@ def _numbered(arms: tuple[ArmMaterial, ...]) -> tuple[tuple[str, ...], dict[str,
     return tuple(map(str, range(most + 1))), {"test": len(rows["index"].unique())}
 
 
-def _first_of(told: dict[tuple[Arm, int], Told], arm: Arm, name: str) -> Any:
-    return next((one[name] for (each, _), one in told.items() if each is arm and name in one), None)
+def _agreed(told: dict[tuple[Arm, int], Told], arm: Arm, name: str) -> Any:
+    """What all seeds of an arm tell; None where they differ or none tells it."""
+    found = {one[name] for (each, _), one in told.items() if each is arm and name in one}
+    return found.pop() if len(found) == 1 else None
 
 
 def _stages(told: dict[tuple[Arm, int], Told]) -> tuple[StageRecord, ...]:
@@ -220,12 +222,15 @@ def _licences(told: dict[tuple[Arm, int], Told]) -> dict[str, str]:
     return {role: " / ".join(terms) for role, terms in found.items()}
 
 
-def _attacks(recipe: Recipe) -> dict[str, str]:
+def _attacks(recipe: Recipe, classes: int, test: int | None) -> dict[str, str]:
+    """What the columns are of, with the numbers that there were: no more targets than classes, or images than test."""
     e = recipe.evaluation
     most = e.targeted.targets
-    towards = "every other class" if most is None else f"each of the {most} most likely other classes"
+    every = most is None or most >= classes - 1 > 0
+    towards = "every other class" if every else f"each of the {most} most likely other classes"
+    looked = min(e.curve_images, test) if test else e.curve_images
     return {
         "pgd": words(e.pgd).removeprefix("PGD, "),
         "apgd": f"APGD-CE ({e.apgd.steps} steps), then targeted APGD ({e.targeted.steps} steps for {towards})",
-        "curve": f"PGD with {e.curve_attack.steps} steps on {e.curve_images} test images",
+        "curve": f"PGD with {e.curve_attack.steps} steps on {looked} test images",
     }

@@ -10,6 +10,7 @@ import io
 import json
 import zipfile
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -101,7 +102,10 @@ def load(folder: Path) -> Kept | None:
         unpack = Unpacker(arrays).unpack
         found = unpack(about["material"])
         pieces = {n: Piece(made_of=p["made_of"], value=unpack(p["value"])) for n, p in about["pieces"].items()}
-        whole = with_rows(found, folder / "rows.parquet") if about["shared"] else found
+        whole = found
+        if about["shared"]:
+            with suppress(OSError, ValueError, KeyError):  # without rows: what else is kept is true all the same
+                whole = with_rows(found, folder / "rows.parquet")
         return Kept(state=about["state"], material=whole, pieces=pieces)
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
         return None

@@ -19,6 +19,8 @@ COLUMNS = {"clean": "Clean", "pgd": "PGD", "apgd": "Worst case"}
 """The scored columns and their headings; the worst case is that of APGD-CE and targeted APGD."""
 HEADLINE = "apgd"
 SPOKEN = ("apgd", "clean")
+REAL = "real"
+"""The key of the arm without synthetic images."""
 
 
 @dataclass(frozen=True)
@@ -218,8 +220,8 @@ def _bare(arm: ArmMaterial) -> str:
 
 def _given(material: RunMaterial, a: ArmMaterial, b: ArmMaterial) -> str:
     """How many synthetic images the first arm was given, and the second where it was given any; '' where unknown."""
-    mine, others = material.synthetic.get(a.key), material.synthetic.get(b.key, 0)
-    if mine is None or (not mine and not others):
+    mine, others = (material.synthetic.get(arm.key, 0 if arm.key == REAL else None) for arm in (a, b))
+    if mine is None or others is None or (not mine and not others):
         return ""
     if not others:
         return f" from {_images(mine)}"
