@@ -801,7 +801,7 @@ def test_an_arm_of_a_run_is_opened_with_its_data(tmp_path, weights):
     folder, recipe = finished_run(tmp_path, weights)
     subject = opened(Asked(word="tiny", runs=tmp_path))
     assert subject.title == f"{folder.name}, arm real, seed 0"
-    assert subject.threat == subject.trained == recipe.threat
+    assert (subject.threat, subject.trained) == (recipe.threat, None)  # nothing says what its training withstood
     assert len(subject.places) == 20
     with pytest.raises(UserError, match="--arm"):
         opened(Asked(word=str(folder), arm="guided"))
@@ -931,6 +931,14 @@ def test_in_a_browser_an_image_is_dropped_and_numbers_follow_the_slider():
             expect(tab.locator("#fault")).to_be_hidden()
             expect(tab.locator("#told")).to_contain_text("Its label says no")
             assert all(tab.locator(f"#{each}").get_attribute("alt") for each in ("seen", "attacked", "difference"))
+            expect(tab.locator("#copies-words")).to_have_text("2,000 of 2,000")
+            tab.locator("#sigma").fill("")
+            tab.locator(".samples button").nth(0).press(
+                "Enter"
+            )  # no certificate of another image stands under this one
+            expect(tab.locator("#told")).to_contain_text("Test image 3 of lines")
+            expect(tab.locator("#fault")).to_contain_text("Noise σ")
+            assert tab.locator("#certified").inner_text() == tab.locator("#certified-words").inner_text() == ""
             browser.close()
         assert all("400" in each for each in troubles)
         assert {url.partition("?")[0].rpartition("/")[0] for url in asked} == {f"http://127.0.0.1:{server.server_port}"}

@@ -92,13 +92,13 @@ def opened(asked: Asked) -> Tried:
     network = subject.open(asked.device)
     classes = _probed(network, shape, title, asked.device)
     samples, places = _samples(real, classes)
-    trained = trained_threat(found.place) or found.threat or _stage_threat(Path(found.place))
+    trained = trained_threat(found.place) or _stage_threat(Path(found.place))
     return Tried(
         title=title,
         network=network,
         shape=shape,
         class_names=_names(facts, real, classes, title),
-        threat=asked.threat or trained or ThreatModel(),
+        threat=asked.threat or trained or found.threat or ThreatModel(),
         trained=trained,
         noise=facts.get("noise"),
         gradients=subject.gradients,

@@ -12,6 +12,7 @@
   // --- words -----------------------------------------------------------------------------------------------------
   const percent = (share) => share > 0.9995 ? ">\u00a099.9\u00a0%" : share < 0.0005 ? "<\u00a00.1\u00a0%" : `${(100 * share).toFixed(1)}\u00a0%`;
   const number = (value) => value === 0 ? "0" : String(Number(value.toPrecision(3)));
+  const below = (value) => (Math.floor(value * 1000) / 1000).toFixed(3); // what is guaranteed is never rounded up
   const count = (value) => value.toLocaleString("en-GB");
   const radius = (norm, tick) => {
     const value = facts.grid[norm] * tick, pixels = value * 255;
@@ -54,12 +55,18 @@
     if (error.name !== "AbortError") fault("The server does not answer any more; it was probably ended in the terminal.");
   };
 
+  const forget = (...kinds) => kinds.forEach((kind) => { if (running[kind]) running[kind].abort(); delete running[kind]; });
+
   async function stream(kind, path, question, show) {
-    if (running[kind]) running[kind].abort();
+    forget(kind);
     const mine = running[kind] = new AbortController();
     try {
       const response = await post(path, JSON.stringify(question), mine.signal);
-      if (!response.ok) return fault((await response.json()).error);
+      if (!response.ok) {
+        document.body.classList.remove("waiting");
+        say("");
+        return fault((await response.json()).error);
+      }
       for await (const line of lines(response)) {
         if (running[kind] !== mine) return;
         if (line.error || line.stopped) { fault(line.error || line.stopped); document.body.classList.remove("waiting"); }
@@ -92,7 +99,11 @@
   }
 
   // --- showing ---------------------------------------------------------------------------------------------------
-  function showImage() {
+  function showImage() { // nothing that was said of another image stays
+    forget("attack", "certificate");
+    for (const id of ["attack-words", "difference-words", "smallest", "smallest-words", "certified", "certified-words", "copies-words"]) at(id).textContent = "";
+    rows("clean", []);
+    rows("fooled", []);
     for (const id of ["figures", "smallest-part", "certified-part"]) at(id).hidden = false;
     at("seen").src = image.seen;
     at("seen").alt = `The ${facts.width} by ${facts.height} pixels that the network is given`;
@@ -177,9 +188,9 @@
       at("certified").textContent = `ABSTAIN: radius 0${few}`;
       at("certified-words").textContent = `${votes}; that is not surely more than half, so nothing is certified.`;
     } else {
-      at("certified").textContent = `L2 ${number(told.radius)}${few}`;
+      at("certified").textContent = `L2 ${below(told.radius)}${few}`;
       const other = clean && clean[0] !== told.candidate ? ` The bare network says ${clean[0]} instead.` : "";
-      at("certified-words").textContent = `${votes}, surely to ${percent(told.p_lower)} or more. Certified class: ${told.candidate}.${other} More than ${number(told.largest)} cannot be certified with so many copies.`;
+      at("certified-words").textContent = `${votes}, surely to ${(100 * below(told.p_lower)).toFixed(1)}\u00a0% or more. Certified class: ${told.candidate}.${other} More than ${number(told.largest)} cannot be certified with so many copies.`;
     }
     at("hint").textContent = told.hint;
   }
@@ -204,6 +215,8 @@
   function certify() {
     const sigma = at("sigma").valueAsNumber;
     if (!image) return;
+    forget("certificate");
+    for (const id of ["certified", "certified-words", "copies-words"]) at(id).textContent = "";
     if (!(sigma > 0 && sigma <= 10)) return fault("Noise σ: expected a number above 0 and at most 10.");
     at("copies").value = 0;
     at("copies-words").textContent = "";
@@ -224,8 +237,8 @@
   }
 
   at("file").addEventListener("change", (event) => { if (event.target.files[0]) open(event.target.files[0]); });
-  at("eps").addEventListener("input", () => { showRadius(); soon(attack); });
-  at("norm").addEventListener("change", () => { showRadius(); soon(attack); });
+  at("eps").addEventListener("input", () => { forget("attack"); showRadius(); soon(attack); });
+  at("norm").addEventListener("change", () => { forget("attack"); showRadius(); soon(attack); });
   at("sigma").addEventListener("change", () => soon(certify));
   samples.forEach((each, i) => each.addEventListener("click", () => choose("/sample", JSON.stringify({index: i}), i)));
   document.addEventListener("paste", (event) => {
