@@ -10,9 +10,9 @@ import contextlib
 import json
 import os
 import platform
+import sys
 import threading
 import time
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -33,9 +33,10 @@ LONGEST = 500
 
 
 def this_process(pid: int) -> dict[str, Any]:
-    """Which process a number means, on this machine and now: host, number, namespace of numbers, start (Linux)."""
+    """Which process a number means, on this machine and now: host, boot, number, namespace of numbers, start (Linux)."""
     facts: dict[str, Any] = {"host": platform.node(), "pid": pid}
     with contextlib.suppress(OSError, IndexError):
+        facts["boot"] = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         facts["namespace"] = os.readlink("/proc/self/ns/pid")
         facts["ticks"] = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
     return facts
@@ -70,7 +71,8 @@ class Record:
             size = os.fstat(self.handle).st_size
             self.torn = size > 0 and os.pread(self.handle, 1, size - 1) != b"\n"
         self._write({"event": "start", "format": FORMAT, **this_process(os.getpid()), **self.facts})
-        threading.Thread(target=self._live, daemon=True).start()
+        with contextlib.suppress(RuntimeError):  # no thread to be had: nothing but its sign of life is missing
+            threading.Thread(target=self._live, daemon=True).start()
         return self
 
     def __exit__(
@@ -153,7 +155,8 @@ class Record:
             if not self.warned:
                 self.warned = True
                 told = f"{self.path}: cannot be written ({error.strerror or error}); the run goes on all the same"
-                warnings.warn(f"{told}, but `gambeson watch` will not see all of it", stacklevel=4)
+                with contextlib.suppress(OSError, ValueError):  # no warning: those can be made errors
+                    print(f"{told}, but `gambeson watch` will not see all of it", file=sys.stderr)
 
 
 def made_of(asked: dict[str, Any]) -> dict[str, Any]:

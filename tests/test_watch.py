@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -33,7 +34,7 @@ from gambeson.watch_command import Watched
 from gambeson.watching import boards
 from gambeson.watching.curves import BARS, Curves, bars
 from gambeson.watching.lines import Tail
-from gambeson.watching.state import State
+from gambeson.watching.state import State, life
 from gambeson.watching.telling import Story
 
 COMMAND = [sys.executable, "-m", "gambeson"]
@@ -272,16 +273,35 @@ def test_workers_of_their_own_tell_too(tmp_path: Path) -> None:
     assert all(n.pid != os.getpid() for n in heard if n.event == "begun")
 
 
-def test_a_record_that_cannot_be_written_is_said_once_and_harms_nothing(tmp_path: Path) -> None:
+@pytest.mark.filterwarnings("error")
+def test_a_record_that_cannot_be_written_is_said_once_and_harms_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     full = Path("/dev/full")
     if not full.exists():
         pytest.skip("needs /dev/full")
     (tmp_path / "progress.jsonl").symlink_to(full)
-    with pytest.warns(UserWarning, match="No space left") as told, Record(tmp_path / "progress.jsonl") as record:
+    with Record(tmp_path / "progress.jsonl") as record:
         run_jobs([Job("a", counting, (3,))], tmp_path, 1, Quiet(), keep=record)
-    assert len(told) == 1
-    with pytest.warns(UserWarning, match="the run goes on"), Record(tmp_path / "no/such/folder/x") as record:
+    told = capsys.readouterr().err
+    assert "No space left" in told
+    assert told.count("\n") == 1
+    monkeypatch.setattr(threading.Thread, "start", no_thread)
+    with Record(tmp_path / "no/such/folder/x") as record:
         run_jobs([Job("a", counting, (3,))], tmp_path, 1, Quiet(), keep=record)
+    assert "the run goes on" in capsys.readouterr().err
+
+
+def no_thread(self: threading.Thread) -> None:
+    raise RuntimeError("can't start new thread")
+
+
+def test_a_machine_of_the_same_name_is_another_one(tmp_path: Path) -> None:
+    (tmp_path / "progress.jsonl").touch()
+    elsewhere = this_process(os.getpid()) | {"boot": "another", "ticks": 1}
+    assert life(elsewhere, tmp_path / "progress.jsonl", time.time()).lives
+    assert not life(elsewhere, tmp_path / "progress.jsonl", time.time() + 3600).lives
+    assert not life(this_process(os.getpid()) | {"ticks": 1}, tmp_path / "progress.jsonl", time.time()).lives
 
 
 def test_a_torn_last_line_is_left_and_the_next_start_begins_a_line(tmp_path: Path) -> None:

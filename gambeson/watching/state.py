@@ -177,7 +177,8 @@ def life(facts: dict[str, Any], record: Path, now: float) -> Life:
     pid, host = whole(facts.get("pid")), text(facts.get("host"))
     name = f"process {pid} on {host or 'an unknown machine'}"
     here = this_process(pid)
-    if host == platform.node() and facts.get("namespace") == here.get("namespace"):
+    ours = host == platform.node() and facts.get("boot") in (None, here.get("boot"))  # machines may share a name
+    if ours and facts.get("namespace") == here.get("namespace"):
         same = alive(pid) and facts.get("ticks") == here.get("ticks") and not _dead(pid)
         return Life(True, f"{name} lives") if pid and same else Life(False, f"{name} is gone")
     try:
