@@ -33,7 +33,7 @@ LONGEST = 500
 
 
 def this_process(pid: int) -> dict[str, Any]:
-    """Which process a number means, on this machine and now: host, boot, number, namespace of numbers, start (Linux)."""
+    """Which process a number means, here and now: host, boot, number, namespace of numbers, start (Linux)."""
     facts: dict[str, Any] = {"host": platform.node(), "pid": pid}
     with contextlib.suppress(OSError, IndexError):
         facts["boot"] = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
