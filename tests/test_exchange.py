@@ -20,6 +20,7 @@ from PIL import Image
 from gambeson.data.exchange import folder as class_folders
 from gambeson.data.exchange import outgoing, parquet, pictures, webdataset
 from gambeson.data.exchange.export import FORMATS, export
+from gambeson.data.exchange.incoming import _card_licence
 from gambeson.data.exchange.outgoing import Outgoing, class_counts
 from gambeson.data.folder import ImageFolder
 from gambeson.data.peers import FilesSource, PeerImages, import_images, is_peer, open_peer
@@ -649,3 +650,23 @@ def test_neither_way_holds_the_images(tmp_path: Path, form: str) -> None:
     for start in range(0, n, 20_000):
         for one, other in zip(ours.stretch(start, start + 20_000), theirs.stretch(start, start + 20_000), strict=True):
             assert np.array_equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("front", "licence"),
+    [
+        ("license: mit", "mit"),
+        ("license: mit # as we were told", "mit"),
+        ("license: other\nlicense_name: Terms of X", "Terms of X"),
+        ("license: other", "other"),
+        ('license: ["mit", "cc-by-4.0"]', "cc-by-4.0; mit"),
+        ("license:\n- mit\n- apache-2.0", "apache-2.0; mit"),
+        ("license: [", None),
+        ("license: 3", None),
+        ("tags: [a]", None),
+        ("- a", None),
+    ],
+)
+def test_licences_are_read_from_the_front_of_a_card(front, licence, tmp_path):
+    (tmp_path / "README.md").write_text(f"---\n{front}\n---\n\n# A set\n")
+    assert _card_licence(tmp_path / "README.md") == licence

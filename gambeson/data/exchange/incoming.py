@@ -142,11 +142,22 @@ class About:
 
 
 def _card_licence(path: Path) -> str | None:
-    """The licence in the front of a data card, `license: NAME`, where there is one."""
+    """The licences in the front of a card, joined by "; ": `license: NAME`, a list of names, or `other` with its
+    `license_name`. None where there is none that can be read."""
+    import yaml
+
     text = path.read_text(encoding="utf-8", errors="replace")[: 1 << 16] if path.is_file() else ""
     front = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
-    told = re.search(r"^license:[ \t]*([^\s\[#].*?)[ \t]*$", front[1], re.MULTILINE) if front else None
-    return told[1].strip("\"'") if told else None
+    try:
+        told = yaml.safe_load(front[1]) if front else None
+    except (yaml.YAMLError, ValueError):  # dates that are none raise the latter
+        return None
+    if not isinstance(told, dict):
+        return None
+    found = told.get("license")
+    found = told.get("license_name", found) if found == "other" else found
+    names = [one for one in (found if isinstance(found, list) else [found]) if isinstance(one, str) and one]
+    return "; ".join(sorted(names)) or None
 
 
 def _about(found: dict[str, Any]) -> About:
