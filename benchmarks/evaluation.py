@@ -38,6 +38,7 @@ from training import commit, forward_flops
 from gambeson.data.augment import PadCrop
 from gambeson.data.datasets import ImageSet, Split, load
 from gambeson.errors import UserError
+from gambeson.machine import Machine
 from gambeson.models.classifiers import load_classifier
 from gambeson.models.wideresnet import WideResNetSpec
 from gambeson.processes import pool
@@ -48,7 +49,7 @@ from gambeson.robustness.intervals import wilson
 from gambeson.robustness.losses import PGDAdversarial
 from gambeson.robustness.pursuit import Board, Chase
 from gambeson.robustness.square import Square
-from gambeson.store import Machine, Store
+from gambeson.store import Store
 from gambeson.threat import ThreatModel
 from gambeson.training.classifier import ClassifierTraining, train_classifier
 from gambeson.training.loop import Optimisation

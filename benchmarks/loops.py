@@ -17,10 +17,11 @@ from gambeson.data.augment import PadCrop
 from gambeson.data.datasets import ImageSet, Split
 from gambeson.data.mixture import Mixture
 from gambeson.data.synthetic import SyntheticStore
+from gambeson.machine import Machine, make_repeatable
 from gambeson.models.wideresnet import WideResNetSpec
 from gambeson.robustness.inner import step_size_of
 from gambeson.robustness.losses import TRADES
-from gambeson.store import Machine, Workspace, make_repeatable
+from gambeson.store import Workspace
 from gambeson.training.batches import Ahead, Batches
 from gambeson.training.loop import Optimisation, TrainingState, fit
 

@@ -38,7 +38,9 @@ from gambeson.data.datasets import Digits, ImageSet, Split
 from gambeson.data.mixture import from_uint8
 from gambeson.data.npz import NpzImages
 from gambeson.data.synthetic import Chosen, SyntheticStore
+from gambeson.disk import atomic, checksum, read_json, write_json
 from gambeson.engine import Job, run_jobs
+from gambeson.machine import execution, versions
 from gambeson.models.classifiers import load_classifier
 from gambeson.pipeline import Once, diffuse, prepare_encoder
 from gambeson.quality.assess import Material, assess
@@ -56,7 +58,7 @@ from gambeson.robustness.attacks import APGD, PGD, TargetedAPGD
 from gambeson.robustness.losses import TRADES
 from gambeson.robustness.subjects import Ours
 from gambeson.robustness.verdicts import robust_after
-from gambeson.store import Artifact, Workspace, atomic, checksum, execution, read_json, stage, versions, write_json
+from gambeson.store import Artifact, Workspace, stage
 from gambeson.synthesis.gaussian import gaussian_control
 from gambeson.synthesis.label import ByTeacher, label
 from gambeson.synthesis.mixup import MixupControl, mixup_control

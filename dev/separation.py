@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from gambeson.canonical import digest
 from gambeson.data.augment import PadCrop
 from gambeson.data.datasets import ImageSet, Split
+from gambeson.machine import Machine
 from gambeson.models.classifiers import load_classifier, load_encoder
 from gambeson.models.denoiser import load_denoiser
 from gambeson.models.resnet import ResNetSpec
@@ -48,7 +49,7 @@ from gambeson.sampling import (
     Window,
 )
 from gambeson.sampling.embedding import EmbeddingLearner
-from gambeson.store import Machine, Workspace
+from gambeson.store import Workspace
 from gambeson.synthesis.generation import Generation, Networks, sample_block
 from gambeson.threat import ThreatModel
 from gambeson.training.classifier import ClassifierTraining, train_classifier

@@ -12,7 +12,9 @@ from typing import Any
 import torch
 
 from gambeson.data.datasets import Data, Digits, door
+from gambeson.disk import open_folder, read_json
 from gambeson.errors import UserError, require
+from gambeson.machine import Machine
 from gambeson.models.memory import memory_told
 from gambeson.options import overridden, take, take_flag, take_machine, take_number, take_runs
 from gambeson.report import delivery
@@ -20,7 +22,7 @@ from gambeson.robustness.certificates import ROWS, SUMMARY, Certification, Saved
 from gambeson.robustness.smoothing import Smoothing
 from gambeson.robustness.tested import tested_images, with_names
 from gambeson.screen import shown
-from gambeson.store import Artifact, Machine, Store, open_folder, read_json
+from gambeson.store import Artifact, Store
 
 
 @dataclass(frozen=True, kw_only=True)

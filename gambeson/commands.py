@@ -17,6 +17,7 @@ from gambeson import overrides
 from gambeson.data.exchange.store_card import card_file, deliver_card, exported
 from gambeson.engine import Job, run_jobs
 from gambeson.errors import UserError, require, unknown
+from gambeson.machine import Machine
 from gambeson.models.classifiers import load_classifier
 from gambeson.models.export import robustbench_entry, save_onnx, save_robustbench
 from gambeson.models.files import is_safetensors, load_tensors
@@ -30,7 +31,7 @@ from gambeson.recipes.asked import is_recipe, load_recipe
 from gambeson.recipes.presets import PRESETS, preset
 from gambeson.sampling.embedding import FittedEmbedding
 from gambeson.sampling.guidance import Contrastive
-from gambeson.store import Artifact, Machine
+from gambeson.store import Artifact
 from gambeson.synthesis import grid
 from gambeson.synthesis.generate import Sources, fit_embedding, generate
 from gambeson.synthesis.generation import Generation

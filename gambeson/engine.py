@@ -14,8 +14,9 @@ from pathlib import Path
 from queue import Empty
 from typing import Any, Literal, Protocol, runtime_checkable
 
+from gambeson.machine import Machine
 from gambeson.processes import CONTEXT, pool
-from gambeson.store import Artifact, Machine, Store
+from gambeson.store import Artifact, Store
 
 Event = Literal["reached", "asked", "begun", "said", "failed", "finished"]
 """Of a stage: how far it is, that it is asked for, that its work begins, a line for a person. Of a job: its end."""

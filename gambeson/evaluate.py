@@ -19,7 +19,9 @@ from gambeson import distributed
 from gambeson.data.corruptions import SEVERITIES
 from gambeson.data.datasets import Data, Digits, door
 from gambeson.data.imageset import ImageSet
+from gambeson.disk import open_folder
 from gambeson.errors import UserError, require
+from gambeson.machine import Machine
 from gambeson.models.memory import memory_told
 from gambeson.options import overridden, take, take_flag, take_machine, take_number, take_runs
 from gambeson.processes import cores
@@ -32,7 +34,7 @@ from gambeson.robustness.subjects import Named, logits_wanted, subject_of, train
 from gambeson.robustness.tested import tested_images, with_names
 from gambeson.robustness.views import Precision
 from gambeson.screen import shown
-from gambeson.store import Artifact, Machine, Store, open_folder
+from gambeson.store import Artifact, Store
 from gambeson.threat import ThreatModel
 
 QUICK = {"steps": 20, "targets": 3, "queries": 500}

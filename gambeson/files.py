@@ -183,7 +183,7 @@ def save(recipe: Any, path: str | os.PathLike[str]) -> None:
 
     Raises EnvironmentFault if the place cannot be written.
     """
-    from gambeson.store import atomic
+    from gambeson.disk import atomic
 
     with atomic(Path(path)) as draft:
         draft.write_text(dump(recipe, f"gambeson run {path}"), encoding="utf-8")

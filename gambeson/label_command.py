@@ -19,14 +19,16 @@ from gambeson.data.exchange.stores import Source
 from gambeson.data.mixture import check_images
 from gambeson.data.peers import is_peer
 from gambeson.data.synthetic import Chosen, open_synthetic
+from gambeson.disk import open_folder, read_json
 from gambeson.errors import UserError, require
+from gambeson.machine import Machine
 from gambeson.models.memory import memory_told
 from gambeson.options import take, take_flag, take_machine, take_number, take_runs
 from gambeson.processes import cores
 from gambeson.report import delivery
 from gambeson.robustness.subjects import Named, subject_of
 from gambeson.screen import shown
-from gambeson.store import Artifact, Machine, Store, open_folder, read_json
+from gambeson.store import Artifact, Store
 from gambeson.synthesis import label as labels
 from gambeson.synthesis.label import LABELS, REPORT, ByCondition, ByTeacher, Labeling, Soft, labelled_parts, open_labels
 from gambeson.synthesis.teachers import open_teachers

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
-    from gambeson.store import Machine
+    from gambeson.machine import Machine
 
 
 def take(argv: list[str], name: str) -> str | None:
@@ -50,8 +50,8 @@ def take_runs(argv: list[str]) -> Path:
 
 def take_machine(argv: list[str]) -> Machine:
     """--device, --micro-batch, --workers, --compile; as many workers as cores if nothing is said, one on a GPU."""
+    from gambeson.machine import Machine
     from gambeson.processes import cores
-    from gambeson.store import Machine
 
     device = take(argv, "--device") or os.environ.get("GAMBESON_DEVICE") or "cpu"
     micro_batch, workers = take_number(argv, "--micro-batch"), take_number(argv, "--workers")

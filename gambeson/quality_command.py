@@ -20,7 +20,9 @@ import torch
 from gambeson.canonical import digest, plain
 from gambeson.data.datasets import Data, Digits, door
 from gambeson.data.imageset import ImageSet
+from gambeson.disk import atomic, open_folder, read_json, write_json
 from gambeson.errors import UserError, require
+from gambeson.machine import Machine, versions
 from gambeson.models.memory import memory_told
 from gambeson.options import overridden, take, take_flag, take_machine, take_number, take_runs
 from gambeson.processes import cores
@@ -30,7 +32,7 @@ from gambeson.quality.sources import PARTS, Copies, PartName, Synthetic, count_c
 from gambeson.quality.table import Measures, chosen, described
 from gambeson.quality.telling import Findings, markdown, terminal_table
 from gambeson.robustness.subjects import Named, logits_wanted, subject_of
-from gambeson.store import Artifact, Machine, Store, atomic, open_folder, read_json, versions, write_json
+from gambeson.store import Artifact, Store
 from gambeson.threat import ThreatModel
 
 

@@ -21,12 +21,14 @@ import pyarrow.parquet as pq
 
 import gambeson
 from gambeson import files
+from gambeson.disk import atomic, open_folder, read_json, sweep, write_json
 from gambeson.engine import Job, Screen, run_jobs
 from gambeson.errors import UserError, unknown
+from gambeson.machine import Machine, versions
 from gambeson.pipeline import Chapter, check_plan, prepare_denoiser, tell
 from gambeson.progress import NAME, Record
 from gambeson.recipe import Arm, Recipe, class_table
-from gambeson.store import Artifact, Machine, atomic, open_folder, read_json, sweep, versions, write_json
+from gambeson.store import Artifact
 
 FORMAT = 1
 

@@ -7,7 +7,9 @@ from pathlib import Path
 
 from gambeson import files, overrides
 from gambeson.data.datasets import DOORS
+from gambeson.disk import atomic
 from gambeson.errors import UserError, nearest
+from gambeson.machine import Machine
 from gambeson.options import MACHINE_OPTIONS, take, take_flag, take_machine, take_runs
 from gambeson.pipeline import check_plan
 from gambeson.recipe import Recipe
@@ -16,7 +18,6 @@ from gambeson.recipes.asked import OWN_OPTIONS, TIMINGS, Asked, ask, is_images, 
 from gambeson.recipes.costs import remembered
 from gambeson.recipes.presets import PRESETS, preset
 from gambeson.run import execute
-from gambeson.store import Machine, atomic
 
 RUN = """usage: gambeson run RECIPE|IMAGES [OPTIONS]
 

@@ -19,7 +19,9 @@ from gambeson.data.exchange.store_card import deliver_card, exported
 from gambeson.data.imageset import ImageSet
 from gambeson.data.peers import is_peer
 from gambeson.data.synthetic import Chosen, SyntheticStore, open_synthetic
+from gambeson.disk import open_folder, read_json
 from gambeson.errors import UserError, require
+from gambeson.machine import Machine
 from gambeson.models.memory import memory_told
 from gambeson.options import take, take_flag, take_machine, take_runs
 from gambeson.processes import cores
@@ -27,7 +29,7 @@ from gambeson.recipe import fill_threat
 from gambeson.report import delivery
 from gambeson.robustness.subjects import Named, subject_of, trained_threat
 from gambeson.screen import shown
-from gambeson.store import Artifact, Machine, Store, open_folder, read_json
+from gambeson.store import Artifact, Store
 from gambeson.synthesis import select as selecting
 from gambeson.synthesis.kept_scores import KeptScores
 from gambeson.synthesis.pool import LABELS, TOGETHER, LabelFile

@@ -7,26 +7,22 @@ seed and the digests of its inputs. A killed stage leaves a folder without `done
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import os
-import platform
 import time
-import uuid
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-import torch
 from filelock import FileLock
 
-import gambeson
 from gambeson import canonical, distributed
+from gambeson.disk import REDO, atomic, checksum, open_folder, read_json, sweep, write_json
 from gambeson.energy import joules_so_far, used
-from gambeson.errors import EnvironmentFault, UserError, require
+from gambeson.errors import EnvironmentFault
 from gambeson.heritage import heritage_of, sources
+from gambeson.machine import Machine, execution, make_repeatable, versions
 from gambeson.processes import peak_memory_mb, reset_peak_memory
 from gambeson.types import Progress, silent, unheard
 
@@ -36,9 +32,6 @@ README = "README.md"
 """The card of a stage's result, for those who find it."""
 NO_RESULTS = ("attempts.json", "log.jsonl", "not_finite.json", RESUME)
 """Files of a stage's folder that say how it went, or were needed on the way."""
-
-
-_REDO = "It was changed after it was written: move its folder away and start the same command again to redo the stage"
 
 
 @runtime_checkable
@@ -56,148 +49,6 @@ class HoldsTest(Protocol):
     def without_test(self) -> Any: ...
 
 
-def alive(pid: int) -> bool:
-    """Whether there is a process of that number on this machine."""
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except OSError:
-        return True
-    return True
-
-
-def sweep(folder: Path) -> None:
-    """Removes what processes that are dead left half-written below a folder."""
-    for path in folder.rglob(".*.part"):
-        pid = path.name.split(".")[-2]
-        if pid.isdigit() and not alive(int(pid)):
-            path.unlink(missing_ok=True)
-
-
-def read_json(path: Path) -> Any:
-    """The content of a JSON file of ours. Raises EnvironmentFault, naming it, where it is damaged."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise EnvironmentFault(f"{path}: expected JSON, got damaged text ({error}). {_REDO}") from error
-
-
-@contextlib.contextmanager
-def atomic(path: Path) -> Iterator[Path]:
-    """Yields a temporary path beside `path`; on success it is flushed to disk and renamed, on failure removed.
-
-    No two processes share it, on this machine or on any other: process ids alone repeat among containers and machines
-    that share a folder. Raises EnvironmentFault, naming the file, when the disk is full or nothing may be written.
-    """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        with open(temporary, "rb+") as handle:
-            os.fsync(handle.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise EnvironmentFault(
-            f"{path}: expected to write this file, got: {error.strerror or error}. Nothing half-written was kept; free "
-            "some space or choose another folder (--runs DIR, --out PATH), then start the same command again, which "
-            "resumes"
-        ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-
-
-def open_folder(folder: Path) -> None:
-    """Makes a folder. Raises EnvironmentFault, naming it, where nothing may be written."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise EnvironmentFault(
-            f"{folder}: expected a folder I may write to, got: {error.strerror}. Choose another with --runs DIR "
-            "(or --out PATH)"
-        ) from error
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes JSON atomically."""
-    with atomic(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def checksum(path: Path) -> str:
-    """SHA-256 of a file, hexadecimal."""
-    with open(path, "rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Machine:
-    """Where stages compute, and in what portions: none of it in a recipe, all of it in the execution record."""
-
-    device: str = "cpu"  # torch's name of the device: cpu, cuda, cuda:1, mps
-    micro_batch: int | None = None  # images of a block that are in the networks at once; none: the whole block
-    workers: int = 1  # processes of one thread that a stage may use for its blocks; their number changes no bit
-    compile: bool = False  # networks in training go through torch.compile: a minute first, then faster
-
-    def __post_init__(self) -> None:
-        require(self.workers >= 1, "workers", "at least 1", self.workers)
-        require(self.micro_batch is None or self.micro_batch >= 1, "micro-batch", "at least 1", self.micro_batch)
-        if self.device != "cpu":
-            self._probe()
-
-    def _probe(self) -> None:
-        """UserError where there is no such device; a process of several looks at its own card, when it knows it."""
-        if self.device == "cuda" and int(os.environ.get("WORLD_SIZE", 1)) > 1:
-            return
-        try:
-            torch.zeros(1, device=self.device)
-        except (RuntimeError, AssertionError) as error:
-            raise UserError(
-                f"device: expected one that this machine has, got {self.device!r} ({str(error).splitlines()[0]}); "
-                f"cuda is {'there' if torch.cuda.is_available() else 'not there'}, cpu always works"
-            ) from None
-
-
-def make_repeatable(machine: Machine) -> None:
-    """On CUDA: deterministic kernels only, so that the same work gives the same bits; the CPU needs nothing."""
-    if machine.device.startswith("cuda"):
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True, warn_only=True)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costs, for nothing
-        torch.backends.cudnn.benchmark = False
-        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False  # float32 means float32
-
-
-def execution(machine: Machine = Machine(), config: Any = None, together: bool = False) -> dict[str, Any]:
-    """What bit-identity depends on besides the recipe (METHOD 1.3): recorded beside every stage.
-
-    `config` is the stage's part of the recipe in plain form, which says whether it computes in lower precision.
-    `together`: the stage computes in this process (and its like), not in workers of one thread.
-    """
-    on_gpu = machine.device.startswith("cuda")
-    return {
-        "torch": torch.__version__,
-        "device": torch.cuda.get_device_name(machine.device) if on_gpu else machine.device,
-        "dtype": "bfloat16" if '"bfloat16"' in json.dumps(config) else "float32",
-        "threads": 1 if machine.workers > 1 and not together else torch.get_num_threads(),  # of each process
-        "machine": platform.machine(),
-        "micro_batch": machine.micro_batch,
-        "compiled": machine.compile,
-        "processes": distributed.world(),  # that train together
-    }
-
-
-def versions() -> dict[str, str]:
-    """Versions of what computed a result."""
-    import numpy
-    import scipy
-    import sklearn
-
-    libraries = {m.__name__: m.__version__ for m in (torch, numpy, scipy, sklearn)}
-    return {"gambeson": gambeson.__version__, "python": platform.python_version(), **libraries}
-
-
 @dataclass(frozen=True)
 class Artifact:
     """A finished stage."""
@@ -210,9 +61,9 @@ class Artifact:
         """The path of one of its files, its checksum verified. Raises EnvironmentFault naming a changed file."""
         path, expected = self.folder / name, self.record["files"].get(name)
         if expected is None or not path.is_file():
-            raise EnvironmentFault(f"{path}: expected a file of the finished stage '{self.stage}', found none. {_REDO}")
+            raise EnvironmentFault(f"{path}: expected a file of the finished stage '{self.stage}', found none. {REDO}")
         if checksum(path) != expected:
-            raise EnvironmentFault(f"{path}: expected SHA-256 {expected[:16]}..., got another content. {_REDO}")
+            raise EnvironmentFault(f"{path}: expected SHA-256 {expected[:16]}..., got another content. {REDO}")
         return path
 
     @property

@@ -9,14 +9,15 @@ from pathlib import Path
 
 from gambeson import overrides
 from gambeson.data.imageset import ImageSet
+from gambeson.disk import read_json
 from gambeson.errors import UserError, unknown
+from gambeson.machine import Machine
 from gambeson.options import MACHINE_OPTIONS, take, take_flag, take_machine, take_number, take_runs
 from gambeson.pipeline import check_plan
 from gambeson.recipe import Recipe
 from gambeson.recipes.asked import TIMINGS
 from gambeson.recipes.costs import Rates, remembered, span
 from gambeson.recipes.plan import Card, counted_rates
-from gambeson.store import Machine, read_json
 from gambeson.tables.bases import SEEDS, amounts_of, base_of, table_named
 from gambeson.tables.cells import Table, expand, squares, told
 from gambeson.tables.definitions import TABLES

@@ -22,7 +22,9 @@ from gambeson.data.exchange.made import HUB, additional, sections
 from gambeson.data.imageset import ImageSet
 from gambeson.data.peers import PeerImages, import_images, is_peer, open_peer
 from gambeson.data.synthetic import Chosen, SyntheticStore, open_synthetic
+from gambeson.disk import open_folder
 from gambeson.errors import require
+from gambeson.machine import Machine
 from gambeson.models.card import Metric
 from gambeson.models.classifiers import load_classifier
 from gambeson.models.files import load_tensors
@@ -34,7 +36,7 @@ from gambeson.processes import cores
 from gambeson.recipe import fill_threat
 from gambeson.recipes.training import TRAININGS, steps, training_preset
 from gambeson.screen import shown
-from gambeson.store import Artifact, Machine, Store, open_folder
+from gambeson.store import Artifact, Store
 from gambeson.threat import ThreatModel
 from gambeson.training.classifier import Checkpoint, ClassifierTraining, Networks, check_network, train_classifier
 from gambeson.training.schedule import OneCycle

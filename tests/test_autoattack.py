@@ -20,7 +20,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from gambeson.data.imageset import ImageSet, Split
+from gambeson.disk import read_json
 from gambeson.errors import EnvironmentFault
+from gambeson.machine import Machine
 from gambeson.processes import pool
 from gambeson.robustness import autoattack
 from gambeson.robustness.assess import Assessment, assess, chunks_of, stood_white_box
@@ -28,7 +30,7 @@ from gambeson.robustness.attacks import PGD
 from gambeson.robustness.autoattack import ATTACKS, VERSIONS, AutoAttack, attack_table
 from gambeson.robustness.chunks import CHUNKS, StateFile
 from gambeson.robustness.kept import Held, Kept
-from gambeson.store import Machine, Store, Workspace, read_json
+from gambeson.store import Store, Workspace
 from gambeson.threat import ThreatModel
 
 assess_stage = sys.modules["gambeson.robustness.assess"]  # the module: the package has the stage under its name

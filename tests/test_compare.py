@@ -17,6 +17,7 @@ from tiny import tiny_recipe
 from gambeson import canonical, compare_command, files
 from gambeson.cli import main
 from gambeson.data.datasets import Digits
+from gambeson.disk import checksum, write_json
 from gambeson.errors import UserError
 from gambeson.models.files import save_tensors
 from gambeson.recipe import Arm
@@ -30,7 +31,6 @@ from gambeson.report.compare_statistics import apart_difference, difference
 from gambeson.report.material import TrainingCurve
 from gambeson.report.rows import Cells
 from gambeson.robustness.evaluate import evaluate
-from gambeson.store import checksum, write_json
 from gambeson.threat import ThreatModel
 
 NASTY = "<b>\"x'"

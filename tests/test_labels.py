@@ -22,6 +22,7 @@ from gambeson.data.label_safe import CutMix
 from gambeson.data.mixture import Mixture, check_synthetic, same_names
 from gambeson.data.scores import as_numpy
 from gambeson.data.synthetic import Chosen, StoreWriter, SyntheticStore
+from gambeson.disk import checksum, write_json
 from gambeson.errors import EnvironmentFault, UserError
 from gambeson.label_command import USAGE, percent, table
 from gambeson.models.classifiers import classifier_header
@@ -31,7 +32,7 @@ from gambeson.models.resnet import ResNetSpec
 from gambeson.recipe import Recipe
 from gambeson.robustness.losses import MART, TRADES, PGDAdversarial, Plain
 from gambeson.robustness.subjects import subject_of
-from gambeson.store import Artifact, Store, Workspace, checksum, write_json
+from gambeson.store import Artifact, Store, Workspace
 from gambeson.synthesis import label as labelling
 from gambeson.synthesis.label import (
     ByTeacher,

@@ -19,6 +19,7 @@ from gambeson.data.imageset import ImageSet, Split
 from gambeson.data.mixture import from_uint8
 from gambeson.data.scores import as_arrow
 from gambeson.data.synthetic import Chosen, StoreWriter, SyntheticStore
+from gambeson.disk import checksum, write_json
 from gambeson.engine import News
 from gambeson.models.network import ClassifierNetwork
 from gambeson.recipe import Arm
@@ -46,7 +47,7 @@ from gambeson.robustness.evaluate import Evaluation
 from gambeson.run import Run, execute
 from gambeson.sampling.levels import NoiseLevels
 from gambeson.sampling.samplers import Heun
-from gambeson.store import Artifact, checksum, write_json
+from gambeson.store import Artifact
 from gambeson.synthesis.generation import Generation
 from gambeson.synthesis.scorers import Confidence, LabelMargin
 from gambeson.synthesis.select import Selection

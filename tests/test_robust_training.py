@@ -371,7 +371,7 @@ def test_settings_that_cannot_be_are_refused(changes, message: str) -> None:
 
 
 def test_weight_perturbation_is_not_compiled(real: ImageSet, tmp_path: Path) -> None:
-    from gambeson.store import Machine
+    from gambeson.machine import Machine
 
     work = Workspace(tmp_path, machine=Machine(compile=True))
     for loss in (AWP(loss=LOSS), Curriculum(loss=AWP(loss=LOSS))):
@@ -487,7 +487,8 @@ from tests.test_robust_training import TINY, real_digits
 from dataclasses import replace
 import torch
 from gambeson.models.files import load_tensors
-from gambeson.store import Machine, Workspace
+from gambeson.machine import Machine
+from gambeson.store import Workspace
 from gambeson.training.classifier import train_classifier
 from gambeson.training.loop import Optimisation
 

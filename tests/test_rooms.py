@@ -12,6 +12,7 @@ HOUSE = Path(__file__).parent.parent / "gambeson"
 FLOORS = [
     ["errors", "options", "types"],
     ["canonical", "distributed", "energy", "heritage", "processes", "randomness", "schedules", "threat"],
+    ["disk", "machine"],
     ["store"],
     ["files"],
     ["overrides"],

@@ -12,11 +12,12 @@ import torch
 
 from gambeson.data.scores import Scores, ScoreWriter, as_arrow, as_numpy
 from gambeson.data.synthetic import Chosen, StoreWriter, SyntheticStore
+from gambeson.disk import checksum, write_json
 from gambeson.errors import EnvironmentFault, UserError
 from gambeson.models.classifiers import classifier_header, load_classifier
 from gambeson.models.files import save_tensors
 from gambeson.models.wideresnet import WideResNetSpec
-from gambeson.store import Artifact, Workspace, checksum, write_json
+from gambeson.store import Artifact, Workspace
 from gambeson.synthesis import label as labelling
 from gambeson.synthesis import select as selecting
 from gambeson.synthesis.label import ByTeacher, Labeling, label

@@ -15,6 +15,7 @@ from gambeson.data.datasets import Digits, ImageSet
 from gambeson.data.mixture import to_uint8
 from gambeson.data.synthetic import Chosen, StoreWriter, SyntheticStore
 from gambeson.errors import UserError
+from gambeson.machine import Machine
 from gambeson.models.denoiser import VP, load_denoiser
 from gambeson.models.resnet import ResNetSpec
 from gambeson.models.unet import UNetSpec
@@ -25,7 +26,7 @@ from gambeson.sampling.guidance import Contrastive, DenoisedFeatures, NoisyFeatu
 from gambeson.sampling.levels import NoiseLevels, TimestepLevels
 from gambeson.sampling.pairs import OtherClasses, RealNegatives, RealPositives
 from gambeson.sampling.samplers import DDIM, DDPM, DPMSolverPP, Euler, Heun
-from gambeson.store import Artifact, Machine, Store
+from gambeson.store import Artifact, Store
 from gambeson.synthesis.gaussian import GaussianControl, fit_classes, gaussian_control
 from gambeson.synthesis.generate import Maker, Sources, fit_embedding, generate
 from gambeson.synthesis.generation import Generation, Networks, sample_block

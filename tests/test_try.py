@@ -32,6 +32,7 @@ from gambeson import files
 from gambeson.data.datasets import Digits
 from gambeson.data.imageset import Split
 from gambeson.data.pictures import Rule
+from gambeson.disk import checksum
 from gambeson.errors import EnvironmentFault, UserError
 from gambeson.models.classifiers import classifier_header
 from gambeson.models.files import save_tensors
@@ -39,7 +40,6 @@ from gambeson.models.hub import save_pretrained
 from gambeson.models.resnet import ResNetSpec
 from gambeson.recipe import Arm, Recipe
 from gambeson.robustness.smoothing import Smoothing
-from gambeson.store import checksum
 from gambeson.threat import ThreatModel
 from gambeson.try_command import read, serving
 from gambeson.tryout import pictures

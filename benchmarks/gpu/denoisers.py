@@ -28,6 +28,7 @@ from torch import Tensor
 from gambeson.data.augment import NonLeaking, PadCrop
 from gambeson.data.imageset import ImageSet
 from gambeson.data.mixture import to_uint8
+from gambeson.disk import atomic
 from gambeson.models.classifiers import load_classifier
 from gambeson.models.denoiser import denoiser_header, load_denoiser
 from gambeson.models.files import save_tensors
@@ -40,7 +41,7 @@ from gambeson.quality.space import FeatureSpace, Penultimate, Pixels, Sample, em
 from gambeson.robustness.losses import Plain
 from gambeson.sampling.levels import NoiseLevels
 from gambeson.sampling.samplers import Heun
-from gambeson.store import Artifact, atomic
+from gambeson.store import Artifact
 from gambeson.synthesis.generation import Generation, Networks, sample_block
 from gambeson.threat import ThreatModel
 from gambeson.training.classifier import ClassifierTraining, train_classifier

@@ -28,12 +28,14 @@ from training import commit
 
 from gambeson.data.datasets import Digits, ImageSet, load
 from gambeson.data.npz import NpzImages
+from gambeson.disk import read_json, write_json
 from gambeson.errors import UserError, require
+from gambeson.machine import Machine
 from gambeson.robustness.assess import Assessment, assess
 from gambeson.robustness.autoattack import AutoAttack
 from gambeson.robustness.intervals import wilson
 from gambeson.robustness.subjects import Ours
-from gambeson.store import Artifact, Machine, Stage, Store, read_json, write_json
+from gambeson.store import Artifact, Stage, Store
 from gambeson.threat import ThreatModel
 
 SECONDS = 500

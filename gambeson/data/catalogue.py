@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from gambeson.disk import write_json
 from gambeson.errors import EnvironmentFault, UserError, unknown
-from gambeson.store import write_json
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,9 +20,9 @@ from gambeson.data.intact import Intact
 from gambeson.data.reading import SyntheticStore
 from gambeson.data.scores import as_arrow, as_numpy
 from gambeson.data.shards import batches_of
+from gambeson.disk import atomic
 from gambeson.errors import UserError, require
 from gambeson.heritage import carried, inherited, told
-from gambeson.store import atomic
 
 ROWS = 1 << 20
 """Rows of a selection that are in memory at once."""

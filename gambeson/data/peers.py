@@ -22,9 +22,10 @@ from gambeson.data.exchange.columns import Peer
 from gambeson.data.exchange.incoming import About, Incoming, Shape, block_size, check_labels, whole
 from gambeson.data.exchange.store_card import images_card
 from gambeson.data.synthetic import Chosen, StoreWriter, SyntheticStore
+from gambeson.disk import checksum
 from gambeson.errors import UserError, require
 from gambeson.heritage import seen, told
-from gambeson.store import Workspace, checksum, stage
+from gambeson.store import Workspace, stage
 from gambeson.types import Progress
 
 __all__ = ["FilesSource", "Incoming", "Peer", "PeerImages", "import_images", "is_peer", "open_peer", "write_store"]

@@ -17,10 +17,10 @@ import pyarrow.parquet as pq
 from gambeson import distributed
 from gambeson.data.compact import compact, open_column
 from gambeson.data.shards import FORMAT, head_of, shard_labels, write_labels
+from gambeson.disk import checksum, read_json
 from gambeson.errors import EnvironmentFault, UserError, require
 from gambeson.heritage import told
 from gambeson.processes import cores
-from gambeson.store import checksum, read_json
 from gambeson.types import Progress, silent
 
 VERIFIED_AT_ONCE = 1 << 29

@@ -17,8 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gambeson.data.reading import SyntheticStore
+from gambeson.disk import atomic, read_json, write_json
 from gambeson.errors import EnvironmentFault, UserError, require, unknown
-from gambeson.store import atomic, read_json, write_json
 
 Against = Literal["train", "test"]
 """The part of the real images that a scorer compared with; None: with none."""

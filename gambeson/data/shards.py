@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gambeson.data.compact import write_column
+from gambeson.disk import atomic
 from gambeson.errors import EnvironmentFault
-from gambeson.store import atomic
 
 FORMAT = 1
 """What store.json says of the layout."""

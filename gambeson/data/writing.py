@@ -24,9 +24,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gambeson.data.shards import FORMAT, disk, head_of, write_labels
+from gambeson.disk import atomic, checksum, read_json, write_json
 from gambeson.errors import EnvironmentFault, UserError, require
 from gambeson.heritage import inherited as inherited
-from gambeson.store import atomic, checksum, read_json, write_json
 
 PIECE = 1 << 22
 """Bytes of a shard that are in memory at once while it is checked."""

@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gambeson.disk import atomic
 from gambeson.errors import UserError, require
 from gambeson.models.classifiers import filled
 from gambeson.models.network import ClassifierNetwork
 from gambeson.models.pickles import DAMAGE, read_torch
 from gambeson.models.preact_resnet import PreActResNet, PreActResNetSpec
 from gambeson.models.wideresnet import WideResNet, WideResNetSpec, zoo_state_dict
-from gambeson.store import atomic
 
 _PROTOBUF_LIMIT = 2**31 - 2**20
 

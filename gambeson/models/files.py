@@ -12,8 +12,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from gambeson.disk import atomic
 from gambeson.errors import EnvironmentFault
-from gambeson.store import atomic
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], header: dict[str, Any] | None) -> None:

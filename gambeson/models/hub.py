@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import gambeson
+from gambeson.disk import atomic, read_json, write_json
 from gambeson.errors import EnvironmentFault, UserError, require
 from gambeson.heritage import carried, seen
 from gambeson.models.card import Card, card_text
 from gambeson.models.classifiers import filled, spec_of, unfilled
 from gambeson.models.files import load_tensors, save_tensors
 from gambeson.models.network import ClassifierNetwork
-from gambeson.store import atomic, read_json, write_json
 
 WEIGHTS, CONFIG, README = "model.safetensors", "config.json", "README.md"
 """The files of such a folder."""

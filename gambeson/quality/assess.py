@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gambeson.data.imageset import ImageSet
+from gambeson.disk import atomic, read_json, write_json
 from gambeson.errors import UserError, require
 from gambeson.quality.features import SYNTHETIC, Embedding, Features, features
 from gambeson.quality.measured import Measured
@@ -21,7 +22,7 @@ from gambeson.quality.space import FeatureSpace, wanted_positions
 from gambeson.quality.table import TABLE, Measures
 from gambeson.quality.telling import Line
 from gambeson.robustness.subjects import Named
-from gambeson.store import Artifact, Stage, Workspace, atomic, read_json, stage, write_json
+from gambeson.store import Artifact, Stage, Workspace, stage
 
 Once = Callable[..., Artifact]
 Begin = Callable[[str], Once]

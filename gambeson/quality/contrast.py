@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float
 from scipy.integrate import trapezoid
 
 from gambeson.data.imageset import ImageSet
+from gambeson.disk import atomic
 from gambeson.errors import require
 from gambeson.quality.discriminator import (
     REAL,
@@ -33,7 +34,7 @@ from gambeson.robustness.attacks import APGD, PGD
 from gambeson.robustness.inputs import logits_of
 from gambeson.robustness.intervals import Interval, wilson
 from gambeson.robustness.verdicts import robust_after
-from gambeson.store import Artifact, Workspace, atomic, stage
+from gambeson.store import Artifact, Workspace, stage
 
 CHUNK = 1 << 22
 """Numbers in memory at once where images are drawn again."""

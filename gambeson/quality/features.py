@@ -12,9 +12,10 @@ import numpy as np
 import torch
 
 from gambeson.canonical import digest as digest_of
+from gambeson.disk import atomic
 from gambeson.quality.sources import Part, Synthetic
 from gambeson.quality.space import FeatureSpace, Pixels, Sample, embed_source
-from gambeson.store import Artifact, Workspace, atomic, stage
+from gambeson.store import Artifact, Workspace, stage
 
 SYNTHETIC = "synthetic"
 """What the synthetic images are called where a limit draws some of them; a part of the real ones has its own name."""

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from gambeson.canonical import digest as digest_of
+from gambeson.disk import checksum
 from gambeson.errors import UserError, require
 from gambeson.models.outside import failing
 from gambeson.randomness import generator
-from gambeson.store import checksum
 from gambeson.types import Classifier, Features, Images, Labels
 
 GAP = 8

@@ -14,13 +14,13 @@ from gambeson.data.hub import PREFIX
 from gambeson.data.imagenet64 import ImageNet64
 from gambeson.data.parquet import ParquetImages
 from gambeson.errors import UserError
+from gambeson.machine import Machine
 from gambeson.options import take
 from gambeson.recipe import Arm, Recipe, class_table
 from gambeson.recipes import RECIPES, named
 from gambeson.recipes.costs import Timing, forecast, remembered
 from gambeson.recipes.own import Derived, Hardware, derive
 from gambeson.recipes.survey import Survey, fitting, survey
-from gambeson.store import Machine
 from gambeson.threat import ThreatModel
 from gambeson.training.diffusion import DenoiserTraining
 

@@ -19,12 +19,12 @@ from torch import Tensor
 
 from gambeson import canonical
 from gambeson.data.imageset import ImageSet
+from gambeson.disk import read_json, write_json
 from gambeson.randomness import generator
 from gambeson.recipe import Arm, Recipe
 from gambeson.robustness.attack_losses import frozen
 from gambeson.robustness.evaluate import Evaluation
 from gambeson.sampling.samplers import Heun
-from gambeson.store import read_json, write_json
 from gambeson.synthesis.generation import Generation
 from gambeson.training.classifier import ClassifierTraining
 from gambeson.training.diffusion import DenoiserTraining

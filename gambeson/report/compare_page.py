@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from gambeson.disk import atomic
 from gambeson.report import compare_words as words
 from gambeson.report.compare_charts import Line, lines_of, robustness, training
 from gambeson.report.compare_material import CLEAN, COLUMNS, Contender, ContenderArm
@@ -13,7 +14,6 @@ from gambeson.report.compare_pairs import Comparison, Pair, by_class
 from gambeson.report.compare_recipes import Field, differing, shortened
 from gambeson.report.page import Bar, environment
 from gambeson.report.statistics import Difference, Interval
-from gambeson.store import atomic
 
 MARK = "gambeson compare"
 """What the page says it was made by, so that a later one may replace it."""

@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from gambeson import canonical, files
+from gambeson.disk import read_json
 from gambeson.errors import EnvironmentFault, UserError
 from gambeson.models.files import header_of
 from gambeson.recipe import Arm, Recipe, class_table
@@ -27,7 +28,7 @@ from gambeson.report.compare_recipes import shortened
 from gambeson.report.found import find
 from gambeson.report.keeping import kept
 from gambeson.report.material import ArmMaterial, CheckRecord, RunMaterial, StageRecord, TrainingCurve
-from gambeson.store import Artifact, read_json
+from gambeson.store import Artifact
 from gambeson.threat import ThreatModel
 
 

@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from gambeson.disk import atomic, checksum, open_folder, read_json, sweep, write_json
 from gambeson.errors import UserError
-from gambeson.store import Artifact, atomic, checksum, open_folder, read_json, sweep, write_json
+from gambeson.store import Artifact
 
 MARK = "digest.json"
 """The file of such a folder that is written first: whose result it holds."""

@@ -8,12 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gambeson.machine import Machine
 from gambeson.randomness import block_generator, block_noise, derive
 from gambeson.report.exhibits import budget, device, operations
 from gambeson.report.material import GuidanceEnergy
 from gambeson.sampling.samplers import Heun
 from gambeson.sampling.walk import Walk
-from gambeson.store import Machine
 from gambeson.synthesis.generate import Sources
 from gambeson.synthesis.generation import Generation, Networks
 from gambeson.types import Denoiser, Guidance

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from markupsafe import Markup
 
+from gambeson.disk import atomic
 from gambeson.report import charts
 from gambeson.report import evaluation_rows as queries
 from gambeson.report.evaluation_words import (
@@ -23,7 +24,6 @@ from gambeson.report.evaluation_words import (
     threat,
 )
 from gambeson.report.page import Chart, environment
-from gambeson.store import atomic
 
 CURVE, CLEAN = charts.Look("#0369a1", "o", "●", "-"), charts.look(0)
 """How the curve and the smallest margins are drawn, and how the clean margins are."""

@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow.parquet as pq
 from rich.console import Console
 
+from gambeson.disk import read_json, write_json
 from gambeson.errors import UserError, require
 from gambeson.models.export import robustbench_entry
 from gambeson.models.network import ClassifierNetwork
@@ -18,7 +19,7 @@ from gambeson.report.evaluation_words import CorruptionLine, Measured, shortfall
 from gambeson.robustness import corrupted, zoo
 from gambeson.robustness.checks import Check
 from gambeson.robustness.subjects import Named
-from gambeson.store import Artifact, read_json, write_json
+from gambeson.store import Artifact
 from gambeson.threat import ThreatModel
 
 ROWS = "rows.parquet"

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from gambeson import files
+from gambeson.disk import read_json
 from gambeson.errors import UserError
 from gambeson.pipeline import Chapter, tell
 from gambeson.recipe import Arm, Recipe, class_table
 from gambeson.run import FORMAT, Run, open_run
-from gambeson.store import Artifact, Stage, Store, read_json
+from gambeson.store import Artifact, Stage, Store
 
 UNFINISHED = "the run is not finished: the same `gambeson run` goes on with it"
 

@@ -20,9 +20,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from gambeson.disk import atomic, checksum
 from gambeson.report import material
 from gambeson.report.material import RunMaterial
-from gambeson.store import atomic, checksum
 
 FORMAT = 1
 """Raised when the file, or what its pieces mean, changes: a file of another format is made anew."""

@@ -17,10 +17,11 @@ from gambeson.data.imageset import ImageSet
 from gambeson.data.mixture import from_uint8, to_uint8
 from gambeson.data.shards import batches_of
 from gambeson.data.synthetic import Chosen, SyntheticStore
+from gambeson.disk import read_json
 from gambeson.errors import UserError, require
 from gambeson.quality.neighbours import Exact
 from gambeson.report.material import Grids, SelectionScores
-from gambeson.store import Artifact, read_json
+from gambeson.store import Artifact
 from gambeson.synthesis.kept_scores import KeptScores, scored
 from gambeson.synthesis.pool import LABELS, READ, Context, LabelFile, Pool, Score
 from gambeson.synthesis.select import Selection

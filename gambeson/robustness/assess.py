@@ -20,7 +20,9 @@ import torch
 
 from gambeson import distributed
 from gambeson.data.imageset import ImageSet
+from gambeson.disk import atomic, write_json
 from gambeson.errors import require
+from gambeson.machine import Machine, make_repeatable
 from gambeson.processes import pool
 from gambeson.randomness import derive
 from gambeson.robustness.attack_losses import Margin, Network, threat_of
@@ -30,7 +32,7 @@ from gambeson.robustness.checks import Check, run_checks, square_not_stronger
 from gambeson.robustness.chunks import CHUNKS, Chunk, CurvePart, Ledger, Part, StateFile, Teller, nothing, tidy
 from gambeson.robustness.kept import Held, Kept, Pictures, table_at
 from gambeson.robustness.verdicts import robust_after
-from gambeson.store import Machine, Workspace, atomic, make_repeatable, stage, write_json
+from gambeson.store import Workspace, stage
 
 FACTS = "facts.json"
 """The file that is written last."""

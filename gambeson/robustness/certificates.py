@@ -23,7 +23,9 @@ import pyarrow.parquet as pq
 from jaxtyping import Bool, Float
 
 from gambeson.data.imageset import ImageSet, Split
+from gambeson.disk import atomic, checksum, write_json
 from gambeson.errors import UserError, require
+from gambeson.machine import Machine, make_repeatable
 from gambeson.models.classifiers import load_classifier
 from gambeson.models.files import load_tensors
 from gambeson.models.hub import WEIGHTS, config_of, from_pretrained
@@ -34,7 +36,7 @@ from gambeson.robustness.inputs import logits_of
 from gambeson.robustness.intervals import Interval, wilson
 from gambeson.robustness.kept import Held, Kept, Pictures, table_at
 from gambeson.robustness.smoothing import ABSTAIN, Smoothing
-from gambeson.store import Machine, Workspace, atomic, checksum, make_repeatable, stage, write_json
+from gambeson.store import Workspace, stage
 
 ROWS, SUMMARY = "certificates.parquet", "summary.json"
 """The files that the stage writes."""

@@ -17,11 +17,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from gambeson.disk import atomic
 from gambeson.models.memory import lacks_memory
 from gambeson.robustness.autoattack import Standing
 from gambeson.robustness.intervals import wilson
 from gambeson.robustness.kept import damaged, table_at
-from gambeson.store import Workspace, atomic
+from gambeson.store import Workspace
 
 CHUNKS = "chunks"
 """The folder of what unfinished evaluations keep."""

@@ -9,11 +9,12 @@ import pyarrow.parquet as pq
 
 from gambeson.data.corruptions import CORRUPTIONS, SEVERITIES
 from gambeson.data.imageset import ImageSet
+from gambeson.disk import atomic
 from gambeson.errors import require
 from gambeson.randomness import derive
 from gambeson.robustness.assess import Subject, spread
 from gambeson.robustness.common_corruptions import corruption_accuracy
-from gambeson.store import Workspace, atomic, stage
+from gambeson.store import Workspace, stage
 
 ROWS = "corruptions.parquet"
 """The file that the stage writes."""

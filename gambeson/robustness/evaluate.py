@@ -10,11 +10,12 @@ import pyarrow.parquet as pq
 import torch
 
 from gambeson.data.datasets import ImageSet, Split
+from gambeson.disk import atomic, write_json
 from gambeson.models.classifiers import load_classifier
 from gambeson.robustness.attacks import APGD, PGD, TargetedAPGD
 from gambeson.robustness.checks import run_checks
 from gambeson.robustness.verdicts import robust_after
-from gambeson.store import Artifact, Workspace, atomic, stage, write_json
+from gambeson.store import Artifact, Workspace, stage
 from gambeson.threat import ThreatModel
 from gambeson.types import Classifier
 

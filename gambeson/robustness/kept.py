@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from gambeson.data.imageset import Split
+from gambeson.disk import atomic
 from gambeson.errors import EnvironmentFault
-from gambeson.store import atomic
 
 _PIECE = 256
 """Images that are copied at once on their way to the disk."""

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from gambeson.data.imageset import ImageSet
+from gambeson.disk import checksum
 from gambeson.errors import UserError, require
 from gambeson.heritage import told
 from gambeson.models.classifiers import spec_of
@@ -29,7 +30,6 @@ from gambeson.robustness.attack_losses import Network
 from gambeson.robustness.certificates import SavedClassifier
 from gambeson.robustness.inputs import logits_of
 from gambeson.robustness.zoo import ENTRIES, load_zoo
-from gambeson.store import checksum
 from gambeson.threat import ThreatModel
 
 OURS = "classifier.safetensors"

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gambeson.disk import atomic
 from gambeson.errors import UserError, nearest, require
 from gambeson.models.classifiers import filled
 from gambeson.models.export import robustbench_entry, save_robustbench
@@ -24,7 +25,6 @@ from gambeson.models.network import CIFAR_MEAN, CIFAR_STD, ClassifierNetwork
 from gambeson.models.pickles import DAMAGE, read_torch
 from gambeson.models.preact_resnet import PreActResNetSpec
 from gambeson.models.wideresnet import WideResNet, WideResNetSpec, zoo_state_dict
-from gambeson.store import atomic
 from gambeson.threat import ThreatModel
 
 CLASSES = {"cifar10": 10, "cifar100": 100}

@@ -23,6 +23,7 @@ from gambeson.data.mixture import to_uint8
 from gambeson.data.synthetic import StoreWriter, inherited
 from gambeson.errors import UserError
 from gambeson.heritage import carried, seen
+from gambeson.machine import Machine, make_repeatable
 from gambeson.models.classifiers import load_encoder
 from gambeson.models.denoiser import NetworkDenoiser, load_denoiser
 from gambeson.models.files import load_tensors, load_weights, save_tensors
@@ -31,7 +32,7 @@ from gambeson.randomness import derive
 from gambeson.sampling.embedding import EmbeddingLearner, FittedEmbedding
 from gambeson.sampling.guidance import Contrastive, ContrastiveGuidance
 from gambeson.sampling.pairs import PreviousStep
-from gambeson.store import RESUME, Artifact, Machine, Workspace, make_repeatable, stage
+from gambeson.store import RESUME, Artifact, Workspace, stage
 from gambeson.synthesis.generation import Bound, Generation, Networks, sample_block
 from gambeson.training.cards import embedding_card
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from gambeson.data.datasets import ImageSet
 from gambeson.errors import UserError, require
+from gambeson.machine import Machine
 from gambeson.models.denoiser import ClassifierFree, NetworkDenoiser
 from gambeson.randomness import block_generator, block_noise
 from gambeson.sampling.embedding import EmbeddingLearner, EmbeddingNetwork, PerRunEmbedding
@@ -24,7 +25,6 @@ from gambeson.sampling.levels import NoiseLevels, TimestepLevels
 from gambeson.sampling.pairs import RealImages
 from gambeson.sampling.samplers import DDIM, DDPM, DPMSolverPP, Euler, Heun
 from gambeson.sampling.walk import final
-from gambeson.store import Machine
 from gambeson.types import Denoiser, Sampler
 
 Bound = ContrastiveGuidance | ClassifierGuidance | None

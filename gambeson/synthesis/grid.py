@@ -11,8 +11,9 @@ from PIL import Image
 from torch import Tensor
 
 from gambeson.data.mixture import to_uint8
+from gambeson.disk import atomic
+from gambeson.machine import Machine, make_repeatable
 from gambeson.randomness import derive
-from gambeson.store import Machine, atomic, make_repeatable
 from gambeson.synthesis.generation import Generation, Networks, sample_block
 from gambeson.types import Progress, silent
 

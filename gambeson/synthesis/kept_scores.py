@@ -13,8 +13,8 @@ import torch
 from gambeson import canonical
 from gambeson.data.scores import Scores, ScoreWriter, as_numpy
 from gambeson.data.synthetic import SyntheticStore
+from gambeson.disk import read_json
 from gambeson.errors import UserError, require, unknown
-from gambeson.store import read_json
 from gambeson.synthesis.pool import Context, Piece, Pool, Rows, Score, Scorer, TrainingScorer
 from gambeson.types import PerImage, Progress
 

@@ -22,10 +22,11 @@ from gambeson.data.mixture import from_uint8
 from gambeson.data.scores import as_arrow, as_numpy
 from gambeson.data.shards import batches_of
 from gambeson.data.synthetic import SyntheticStore
+from gambeson.disk import atomic, write_json
 from gambeson.errors import UserError, require
 from gambeson.heritage import carried
 from gambeson.robustness.subjects import Named, subject_of
-from gambeson.store import Artifact, Workspace, atomic, stage, write_json
+from gambeson.store import Artifact, Workspace, stage
 from gambeson.synthesis.agreement import Tally, report
 from gambeson.synthesis.teachers import Teacher, TeacherFiles, open_teachers, together
 from gambeson.types import Labels, Logits

@@ -17,12 +17,13 @@ from gambeson.data.mixture import from_uint8, to_uint8
 from gambeson.data.scores import as_numpy
 from gambeson.data.shards import batches_of
 from gambeson.data.synthetic import SyntheticStore
+from gambeson.disk import checksum
 from gambeson.errors import UserError, require
 from gambeson.heritage import told
 from gambeson.models.network import ClassifierNetwork
 from gambeson.quality.memorisation import CopyTest
 from gambeson.quality.space import Pixels, embed
-from gambeson.store import Artifact, checksum
+from gambeson.store import Artifact
 from gambeson.synthesis.label import about_labels, open_labels
 from gambeson.types import Images, Labels, Logits, PerImage
 

@@ -18,11 +18,12 @@ from gambeson.data.exchange.store_card import selection_card
 from gambeson.data.imageset import ImageSet
 from gambeson.data.mixture import check_names
 from gambeson.data.synthetic import Chosen, SyntheticStore
+from gambeson.disk import open_folder, write_json
 from gambeson.errors import UserError, require
 from gambeson.models.network import ClassifierNetwork
 from gambeson.quality.discriminator import inside
 from gambeson.robustness.subjects import OURS, Named, Ours
-from gambeson.store import Artifact, Workspace, open_folder, stage, write_json
+from gambeson.store import Artifact, Workspace, stage
 from gambeson.synthesis.kept_scores import KeptScores, keep_scores, scored
 from gambeson.synthesis.label import softened
 from gambeson.synthesis.pool import LABELS, TOGETHER, Context, LabelFile, Pool, Score, Scorer

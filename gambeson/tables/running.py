@@ -17,14 +17,16 @@ import pyarrow.parquet as pq
 from filelock import FileLock
 
 from gambeson.data.imageset import ImageSet, Split
+from gambeson.disk import atomic, open_folder
 from gambeson.engine import Job, Screen, run_jobs
+from gambeson.machine import Machine, versions
 from gambeson.models.classifiers import load_classifier
 from gambeson.models.files import load_tensors
 from gambeson.pipeline import Chapter, Once, check_plan, prepare_denoiser, tell
 from gambeson.recipe import Arm
 from gambeson.robustness.attacks import PGD
 from gambeson.robustness.evaluate import Evaluation, evaluate_rows, rows_table
-from gambeson.store import Artifact, Machine, Stage, Workspace, atomic, open_folder, stage, versions
+from gambeson.store import Artifact, Stage, Workspace, stage
 from gambeson.tables.cells import Setting
 from gambeson.tables.sheet import Part, Sheet
 from gambeson.tables.telling import deliver

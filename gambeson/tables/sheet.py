@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from gambeson.store import atomic, open_folder, read_json, write_json
+from gambeson.disk import atomic, open_folder, read_json, write_json
 from gambeson.tables.cells import Cell, Setting
 
 Part = Literal["validation", "test"]

@@ -12,8 +12,8 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 import gambeson
+from gambeson.disk import atomic, write_json
 from gambeson.report.statistics import Difference, Interval
-from gambeson.store import atomic, write_json
 from gambeson.tables.cells import Cell, Printed
 from gambeson.tables.results import AUTOATTACK, Beside, Effect, Line, effects, lines, robust_column
 from gambeson.tables.sheet import FORMAT, Sheet

@@ -54,7 +54,7 @@ def figures(argv: list[str]) -> None:
 
 def guidance(out: Path, given: dict[str, Any]) -> list[Path]:
     """Runs the experiment and writes its figures and guidance.json into `out`; the paths."""
-    from gambeson.store import open_folder, write_json
+    from gambeson.disk import open_folder, write_json
     from gambeson.theory.findings import summary
     from gambeson.theory.guidance_figure import Setting, run
 
@@ -69,7 +69,7 @@ def guidance(out: Path, given: dict[str, Any]) -> list[Path]:
 
 def figure_1(out: Path, given: dict[str, Any]) -> list[Path]:
     """The cases of Proposition 1 in the plane. UserError for options: its numbers are exact or of 4,000 trials."""
-    from gambeson.store import open_folder
+    from gambeson.disk import open_folder
     from gambeson.theory.proposition_figure import write
 
     if given:
@@ -82,7 +82,7 @@ def figure_of_guidance(number: int) -> Callable[[Path, dict[str, Any]], list[Pat
     """Figure 2, 3 or 4 alone: (folder, options) -> figure-N.svg, .png and .json."""
 
     def draw_it(out: Path, given: dict[str, Any]) -> list[Path]:
-        from gambeson.store import open_folder, write_json
+        from gambeson.disk import open_folder, write_json
         from gambeson.theory.drawing import write
         from gambeson.theory.findings import against_plain
         from gambeson.theory.guidance_figure import FIGURE_2, STARTS, Setting, run, variants
@@ -134,7 +134,7 @@ def theory(argv: list[str]) -> None:
     listed = take(words, "--tables")
     if recipe is None and words:
         raise UserError(f"theory: expected no further words, got {' '.join(words)}; see gambeson theory --help")
-    from gambeson.store import open_folder
+    from gambeson.disk import open_folder
     from gambeson.theory.laboratory import Laboratory, summary, write
 
     require(seeds >= 2, "--seeds", "at least 2, so that there is a spread", seeds)
@@ -229,7 +229,7 @@ CHOICES = {
 def record(setting: Setting, panels: list[Result], swept: list[Result]) -> dict[str, Any]:
     """The content of guidance.json."""
     from gambeson.canonical import plain
-    from gambeson.store import execution, versions
+    from gambeson.machine import execution, versions
     from gambeson.theory.findings import against_plain, findings
     from gambeson.theory.guidance_figure import LEVELS, SAMPLER, STARTS, ddim_alone
     from gambeson.theory.world import expected

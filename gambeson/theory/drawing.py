@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gambeson.store import atomic
+from gambeson.disk import atomic
 from gambeson.theory.guidance_figure import FRAME
 from gambeson.theory.world import Classes, Points, class_means, two_gaussians
 

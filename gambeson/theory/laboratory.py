@@ -8,8 +8,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from gambeson.disk import atomic, open_folder, write_json
 from gambeson.errors import require, unknown
-from gambeson.store import atomic, execution, open_folder, versions, write_json
+from gambeson.machine import execution, versions
 from gambeson.theory import proposition, sweeps, tables
 from gambeson.theory.printed import EPSILONS, LENGTHS, TABLES, TRIALS
 from gambeson.theory.tables import Line, copied

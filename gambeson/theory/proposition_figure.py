@@ -79,7 +79,7 @@ NOTE = (
 
 def write(out: Path) -> list[Path]:
     """figure-1.svg, figure-1.png and figure-1.json in `out`; their paths."""
-    from gambeson.store import write_json
+    from gambeson.disk import write_json
 
     found = cases()
     record = {"epsilon": EPSILON, "images_per_class": COUNT, "trials": TRIALS, "note": NOTE}

@@ -9,9 +9,9 @@ from typing import Any
 
 from gambeson.data.exchange.made import HUB, additional, made_by, own_sets, sections, source
 from gambeson.data.exchange.markup import block, code, table, words
+from gambeson.disk import read_json
 from gambeson.models.card import USE, Front, Metric, classes, joined, metric_table, threat_words
 from gambeson.models.files import header_of, numbers_in
-from gambeson.store import read_json
 from gambeson.threat import ThreatModel
 
 CLASSIFIER, DENOISER, EMBEDDING = "classifier.safetensors", "denoiser.safetensors", "embedding.safetensors"

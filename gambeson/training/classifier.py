@@ -19,6 +19,7 @@ from gambeson.data.imageset import ImageSet
 from gambeson.data.label_safe import Augmentation, CutMix
 from gambeson.data.mixture import LabelledSource, Mixture, SyntheticOrder, check_synthetic
 from gambeson.data.synthetic import Chosen
+from gambeson.disk import checksum
 from gambeson.errors import UserError, require
 from gambeson.heritage import carried, told
 from gambeson.models.cifar_resnet import CifarResNetSpec
@@ -33,7 +34,7 @@ from gambeson.models.wideresnet import WideResNetSpec
 from gambeson.randomness import derive
 from gambeson.robustness.inputs import NotFinite
 from gambeson.robustness.losses import AWP, MART, SCORE, TRADES, Curriculum, GaussianNoise, PGDAdversarial, Plain
-from gambeson.store import Artifact, Workspace, checksum, stage
+from gambeson.store import Artifact, Workspace, stage
 from gambeson.threat import ThreatModel
 from gambeson.training.batch_norm import average_statistics, share_batch_norm
 from gambeson.training.batches import Ahead, Batch, Batches

@@ -12,13 +12,14 @@ from typing import Any, Literal
 from safetensors import SafetensorError, safe_open
 
 from gambeson.data.exchange.incoming import About
+from gambeson.disk import checksum
 from gambeson.errors import UserError, require
 from gambeson.heritage import carried, inherited, told
 from gambeson.models.classifiers import classifier_header, load_encoder
 from gambeson.models.denoiser import EDM, VP, NetworkDenoiser, denoiser_header, load_denoiser
 from gambeson.models.files import header_of, load_tensors, save_tensors
 from gambeson.models.foreign import load_foreign
-from gambeson.store import Workspace, checksum, stage
+from gambeson.store import Workspace, stage
 from gambeson.training.cards import imported_classifier_card, imported_denoiser_card
 
 FILES = {".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".bin", ".safetensors", ".yaml", ".yml"}

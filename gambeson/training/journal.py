@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gambeson import distributed
-from gambeson.store import atomic
+from gambeson.disk import atomic
 
 LOG = "log.jsonl"
 """File of the records, inside the stage's folder."""

@@ -17,9 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from gambeson import distributed
+from gambeson.disk import write_json
 from gambeson.errors import require
 from gambeson.models.files import load_tensors, save_tensors
-from gambeson.store import RESUME, Workspace, write_json
+from gambeson.store import RESUME, Workspace
 from gambeson.training.schedule import SWA, Cosine, OneCycle
 
 RECENT = 1000

@@ -11,6 +11,7 @@ import torch
 
 from gambeson.data.datasets import Data
 from gambeson.data.imageset import ImageSet, Split
+from gambeson.disk import read_json
 from gambeson.errors import EnvironmentFault, UserError, require, unknown
 from gambeson.models.outside import failing, kind_of
 from gambeson.robustness.attack_losses import Network
@@ -18,7 +19,6 @@ from gambeson.robustness.inputs import logits_of
 from gambeson.robustness.subjects import OURS, Ours, subject_of, trained_threat
 from gambeson.robustness.tested import tested_images
 from gambeson.run import Run, find_run, list_runs, open_run
-from gambeson.store import read_json
 from gambeson.threat import ThreatModel
 
 SAMPLES = 24

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from gambeson.disk import alive
 from gambeson.progress import FORMAT, HEARTBEAT, NAME, this_process
 from gambeson.screen import span
-from gambeson.store import alive
 from gambeson.watching.lines import Line, Tail, text, whole
 
 WINDOW = 120.0

@@ -10,8 +10,8 @@ from gambeson.data.exchange import folder, npz, parquet, port, webdataset
 from gambeson.data.exchange.incoming import about_file
 from gambeson.data.exchange.outgoing import Outgoing, free
 from gambeson.data.exchange.store_card import card_file, source_card
+from gambeson.disk import atomic, write_json
 from gambeson.errors import require, unknown
-from gambeson.store import atomic, write_json
 
 FILES: dict[str, tuple[str, Callable[[Outgoing, Path], None]]] = {
     "edm": (".npz", partial(npz.write, keys=npz.KEYS[0])),

@@ -12,8 +12,8 @@ import numpy as np
 from gambeson.data.exchange.columns import Column, Peer, head
 from gambeson.data.exchange.incoming import Shape, whole
 from gambeson.data.exchange.outgoing import Outgoing
+from gambeson.disk import atomic
 from gambeson.errors import UserError
-from gambeson.store import atomic
 
 KEYS = (("image", "label"), ("arr_0", "arr_1"), ("images", "labels"))
 """Keys of images and labels: EDM-AT's; CDP's and minimal-diffusion's; ours and packed sets'."""

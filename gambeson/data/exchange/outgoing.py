@@ -19,8 +19,8 @@ from filelock import FileLock, Timeout
 
 from gambeson.data.exchange.incoming import ABOUT, block_size
 from gambeson.data.synthetic import Chosen, SyntheticStore
+from gambeson.disk import open_folder, read_json, write_json
 from gambeson.errors import EnvironmentFault, UserError, require
-from gambeson.store import open_folder, read_json, write_json
 from gambeson.types import Progress, silent
 
 RECORD = "unfinished.json"

@@ -20,8 +20,8 @@ from gambeson.data.exchange.incoming import About, Shape, block_size, whole
 from gambeson.data.exchange.outgoing import Outgoing, write_folder
 from gambeson.data.exchange.pictures import Picture, blocks_of, decoded, encoded
 from gambeson.data.parquet import IMAGES, LABELS
+from gambeson.disk import atomic
 from gambeson.errors import UserError, require
-from gambeson.store import atomic
 
 PER_SHARD, PER_GROUP = 100_000, 1000
 """Images of a shard and of a row group; fewer in a shard where they are large."""

@@ -10,8 +10,8 @@ import numpy as np
 from gambeson.data.exchange.columns import Column, Peer, head
 from gambeson.data.exchange.incoming import About, Shape, whole
 from gambeson.data.exchange.outgoing import Outgoing
+from gambeson.disk import atomic
 from gambeson.errors import UserError, require
-from gambeson.store import atomic
 
 
 def read(path: Path, shape: Shape | None = None) -> Peer:

@@ -12,8 +12,9 @@ from gambeson.data.exchange.made import additional, command_line, made_by, secti
 from gambeson.data.exchange.markup import code, words
 from gambeson.data.exchange.outgoing import class_counts, class_names, numbered, store_of
 from gambeson.data.synthetic import Chosen, SyntheticStore
+from gambeson.disk import atomic, read_json
 from gambeson.heritage import inherited
-from gambeson.store import README, Artifact, Stage, atomic, read_json
+from gambeson.store import README, Artifact, Stage
 
 Record = Mapping[str, Any]
 Source = SyntheticStore | Chosen

@@ -18,8 +18,8 @@ import numpy as np
 from gambeson.data.exchange.incoming import About, Shape, block_size, whole
 from gambeson.data.exchange.outgoing import Outgoing, digits, write_folder
 from gambeson.data.exchange.pictures import ENDINGS, Picture, as_array, blocks_of, decoded, encoded
+from gambeson.disk import atomic
 from gambeson.errors import UserError, require
-from gambeson.store import atomic
 
 IMAGES = (*(ending[1:] for ending in ENDINGS), "npy")
 LABEL = "cls"
