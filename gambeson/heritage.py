@@ -33,11 +33,12 @@ def heritage_of(inputs: Sequence[Any]) -> dict[str, Any]:
     """What a stage's result inherits from the stage's inputs: `inherited`, the sets of real images (`real`), and names
     of ancestors of which nobody told what they were trained on (`unknown`)."""
     known = [_known(given) for given in inputs if given is not None]
-    real, unknown = ({name for part in known for name in part.get(key) or ()} for key in ("real", "unknown"))
-    for given, part in zip((given for given in inputs if given is not None), known, strict=True):
-        if not (part.get("real") or part.get("unknown")):
-            unknown.add(str(part.get("name") or part.get("stage") or type(given).__name__))
-    return {**inherited(*known), "real": sorted(real), "unknown": sorted(unknown)}
+    silent = [
+        str(part.get("name") or part.get("stage") or type(given).__name__)
+        for given, part in zip((given for given in inputs if given is not None), known, strict=True)
+        if not (part.get("real") or part.get("unknown"))
+    ]
+    return united(*known, {"unknown": silent})
 
 
 def carried(heritage: Mapping[str, Any]) -> dict[str, Any]:
@@ -46,16 +47,30 @@ def carried(heritage: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def seen(heritage: Mapping[str, Any]) -> dict[str, Any]:
-    """What a store or an exported classifier says of the training sets behind it, where they are known."""
-    return {"real_sets": sorted(heritage["real"])} if heritage.get("real") else {}
+    """What a store or an exported classifier says of the training sets behind it: `real_sets`, those that are known,
+    and `unknown_sources`, ancestors of which nobody told; each where there is one."""
+    names = {"real_sets": heritage.get("real"), "unknown_sources": heritage.get("unknown")}
+    return {name: sorted(found) for name, found in names.items() if found}
+
+
+def noted(heritage: Mapping[str, Any]) -> dict[str, Any]:
+    """All that a file says of its ancestors: `carried` and `seen`."""
+    return {**carried(heritage), **seen(heritage)}
+
+
+def united(*parts: Mapping[str, Any]) -> dict[str, Any]:
+    """One heritage of several: every licence, every set, every ancestor of which nothing is known."""
+    real, unknown = (sorted({name for part in parts for name in part.get(key) or ()}) for key in ("real", "unknown"))
+    return {**inherited(*parts), "real": real, "unknown": unknown}
 
 
 def told(found: Mapping[str, Any]) -> dict[str, Any]:
     """`carried` and `seen` of a header that a stranger may have written: what is no text there is left out."""
-    licence, real = found.get("licence"), _texts(found.get("real_sets"))
+    licence = found.get("licence")
     stated = {"licence": licence if isinstance(licence, str) else None}
     known = carried({**stated, "additional_data": _texts(found.get("additional_data"))})
-    return {**known, "real": real} if real else known
+    names = {"real": _texts(found.get("real_sets")), "unknown": _texts(found.get("unknown_sources"))}
+    return {**known, **{name: texts for name, texts in names.items() if texts}}
 
 
 def _texts(names: Any) -> list[str]:

@@ -21,7 +21,7 @@ from gambeson import canonical, distributed
 from gambeson.disk import REDO, atomic, checksum, open_folder, read_json, sweep, write_json
 from gambeson.energy import joules_so_far, used
 from gambeson.errors import EnvironmentFault
-from gambeson.heritage import heritage_of, sources
+from gambeson.heritage import heritage_of, sources, told
 from gambeson.machine import Machine, execution, make_repeatable, versions
 from gambeson.processes import peak_memory_mb, reset_peak_memory
 from gambeson.types import Progress, silent, unheard
@@ -78,8 +78,12 @@ class Artifact:
 
     @property
     def heritage(self) -> dict[str, Any]:
-        """What it carries from all that it was made from (heritage.py); empty for one of an earlier version."""
-        return {**(self.record.get("heritage") or {} if self.finished else {}), "stage": self.stage}
+        """What it carries from all that it was made from (heritage.py); of one of an earlier version what its images
+        say."""
+        found = self.record.get("heritage") if self.finished else None
+        if found is None and (self.folder / "images" / "store.json").exists():
+            found = told(read_json(self.folder / "images" / "store.json").get("provenance") or {})
+        return {**(found or {}), "stage": self.stage}
 
 
 @dataclass(frozen=True)
@@ -216,12 +220,11 @@ class Store:
             "sources": sources(stage.work, inputs),
             "versions": versions(),
         }
-        if stage.card is not None:  # before the record, which has its checksum; without a clock, as equal work is equal
-            with atomic(artifact.folder / README) as temporary:
-                temporary.write_text(stage.card(artifact.folder, facts), encoding="utf-8")
+        self._write_card(stage, artifact, facts)  # before the record, which has its checksum
         record = {
             **facts,
             "attempts": len(attempts) + 1,
+            "processes": sorted({a.get("processes", 1) for a in [*attempts, execution_now]}),  # of each attempt
             "bit_identical": all(a | execution_now == a for a in attempts),
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             "seconds": time.monotonic() - start + sum(a["worked"] for a in attempts),
@@ -231,6 +234,18 @@ class Store:
         }
         write_json(artifact.folder / "done.json", record)
         (artifact.folder / RESUME).unlink(missing_ok=True)
+
+    def _write_card(self, stage: Stage, artifact: Artifact, facts: dict[str, Any]) -> None:
+        """README.md, without a clock, as equal work is equal. A fault in a card's text fails no finished work."""
+        if stage.card is None:
+            return
+        try:
+            text = stage.card(artifact.folder, facts)
+        except Exception as error:
+            self.say(f"{stage.name}: its card could not be written ({type(error).__name__}: {error})")
+            return
+        with atomic(artifact.folder / README) as temporary:
+            temporary.write_text(text, encoding="utf-8")
 
 
 def _digests(inputs: Iterable[Digested | None]) -> list[str | None]:

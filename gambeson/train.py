@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import sys
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,14 +22,17 @@ from gambeson.data.augment import PadCrop
 from gambeson.data.datasets import Data, Digits, door
 from gambeson.data.exchange.made import HUB, additional, sections
 from gambeson.data.imageset import ImageSet
-from gambeson.data.peers import PeerImages, import_images, is_peer, open_peer
+from gambeson.data.peers import FilesSource, PeerImages, import_images, is_peer, open_peer
 from gambeson.data.synthetic import Chosen, SyntheticStore, open_synthetic
 from gambeson.disk import open_folder
 from gambeson.errors import require
+from gambeson.heritage import heritage_of, noted, told, united
 from gambeson.machine import Machine
 from gambeson.models.card import Metric
 from gambeson.models.classifiers import load_classifier
 from gambeson.models.files import load_tensors
+from gambeson.models.hub import CONFIG, README, config_of
+from gambeson.models.network import ClassifierNetwork
 from gambeson.models.preact_resnet import PreActResNetSpec
 from gambeson.models.resnet import ResNetSpec
 from gambeson.models.wideresnet import WideResNetSpec
@@ -194,9 +199,9 @@ def train(argv: list[str]) -> None:
         training = fitting(asked, real)
         if training.classifier.network != asked.training.classifier.network and distributed.leads():
             print(f"images of {real.shape[1]} x {real.shape[2]} pixels: the network is {training.classifier.network}")
-        made = _make(asked, training, real)
+        made, line = _make(asked, training, real)
         if distributed.leads():
-            _deliver(asked, training, real, made, argv)
+            _deliver(asked, training, real, made, _origin(made, line, argv))
 
 
 def _described(name: str) -> str:
@@ -205,8 +210,9 @@ def _described(name: str) -> str:
     return f"\n{'':19}{name:7} {preset.about}\n{'':27}published: {preset.published}"
 
 
-def _make(asked: Asked, training: Training, real: ImageSet) -> Artifact:
-    """The stages: images of others become a store, then the training."""
+def _make(asked: Asked, training: Training, real: ImageSet) -> tuple[Artifact, dict[str, Any]]:
+    """The stages: images of others become a store, then the training. With it what its inputs, as they are now, carry:
+    a licence may have been told after the training was made."""
     spec, runs = fill_threat(training.classifier, training.threat), asked.runs.resolve()
     check_network(spec.network, real)
     start = () if asked.start is None else (Checkpoint(str(asked.start)),)
@@ -215,12 +221,14 @@ def _make(asked: Asked, training: Training, real: ImageSet) -> Artifact:
     with shown("train") as (report, _):
         once: Callable[..., Artifact] = Store(runs, report, asked.machine).once
         chosen: Artifact | SyntheticStore | Chosen | None = None
+        files: tuple[FilesSource, ...] = ()
         if asked.synthetic is not None and is_peer(asked.synthetic):
             images = _others(asked.synthetic, real)
-            chosen = once(import_images, images.reading, images.source)
+            chosen, files = once(import_images, images.reading, images.source), (images.source,)
         elif asked.synthetic is not None:
             chosen = open_synthetic(asked.synthetic)
-        return once(train_classifier, spec, real, chosen, *start, seed=training.seed)
+        made = once(train_classifier, spec, real, chosen, *start, seed=training.seed)
+        return made, heritage_of([each for each in (real, chosen, *start, *files) if each is not None])
 
 
 def _others(path: Path, real: ImageSet) -> PeerImages:
@@ -233,17 +241,31 @@ def _others(path: Path, real: ImageSet) -> PeerImages:
     return images
 
 
-def _deliver(asked: Asked, training: Training, real: ImageSet, made: Artifact, argv: list[str]) -> None:
+def _deliver(asked: Asked, training: Training, real: ImageSet, made: Artifact, origin: dict[str, Any]) -> None:
     """What came out, on the screen and as a folder that others can load."""
     path = made.file("classifier.safetensors")
     header = load_tensors(path)[1]
     kept = next(record for record in header["log"] if record["step"] == header["selection"]["kept"])
     folder = asked.out or asked.runs / "models" / f"{real.name}-{asked.preset}-{made.digest[:10]}"
+    card = {**_card(asked, training, real, kept, made), **origin}
     if not (folder.is_dir() and any(folder.iterdir())):
-        load_classifier(path).save_pretrained(folder, **_card(asked, training, real, kept, made), **_origin(made, argv))
+        load_classifier(path).save_pretrained(folder, **card)
+    elif told(config_of(folder)) != told(noted(origin.get("heritage") or {})):
+        _tell_anew(folder, load_classifier(path), card)
     _tell(header, kept, len(real.validation))
     print(f"classifier: {folder.resolve()}\ncurves: {(made.folder / 'log.jsonl').resolve()}")
     print(f"        tensorboard --logdir {made.folder.resolve()}")
+
+
+def _tell_anew(folder: Path, model: ClassifierNetwork, card: dict[str, Any]) -> None:
+    """What a folder says of its classifier, once more is known of its ancestors; the weights stay."""
+    draft = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
+    try:
+        model.save_pretrained(draft, **card)
+        for name in (CONFIG, README):
+            os.replace(draft / name, folder / name)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
 
 
 LIMITS = (
@@ -277,11 +299,14 @@ def _card(asked: Asked, training: Training, real: ImageSet, kept: dict[str, Any]
     }
 
 
-def _origin(made: Artifact, argv: list[str]) -> dict[str, Any]:
-    """What the card says of its ancestors and of how it was made; nothing of a training by an earlier version."""
+def _origin(made: Artifact, line: dict[str, Any], argv: list[str]) -> dict[str, Any]:
+    """What the card says of its ancestors (those in the record, and the `line` of its inputs as they are now) and of
+    how it was made; nothing of a training by an earlier version."""
     record = made.record
     if "heritage" not in record:
         return {}
+    whole = {**united(record["heritage"], line), "unknown": line["unknown"]}  # what is told now is unknown no longer
+    record = {**record, "heritage": whole}
     heritage = {**record["heritage"], "additional_data": additional(record)}
     command = {"command": shlex.join(["gambeson", "train", *argv])}
     return {"heritage": heritage, "made": tuple(sections({**record, **command}))}

@@ -34,6 +34,7 @@ from gambeson.data.exchange.made import command_line, licence_front
 from gambeson.data.exchange.markup import block, code, front, quoted, table, words
 from gambeson.data.exchange.outgoing import Outgoing
 from gambeson.data.exchange.store_card import exported
+from gambeson.data.exchange.stores import copy as copy_store
 from gambeson.data.imageset import ImageSet
 from gambeson.data.peers import PeerImages, import_images
 from gambeson.data.synthetic import Chosen, StoreWriter, SyntheticStore
@@ -348,9 +349,11 @@ def test_licences_and_seen_sets_travel_through_images_into_the_student(made: dic
         "student": "classifier",
         "embedding": "embedding",
     }.items():
-        assert told(header_of(made[kind].file(f"{name}.safetensors"))) == wanted[kind]  # also where the file goes alone
+        alone = told(header_of(made[kind].file(f"{name}.safetensors")))  # where the file goes without its record
+        assert carried({"licence": None, **alone}) == wanted[kind], kind
     store = SyntheticStore.open(made["images"].folder / "images")
-    assert told(store.provenance) == {**everything, "real": ["digits"]}
+    behind = {"real": ["digits"], "unknown": ["robust.safetensors", "theirs.safetensors"]}
+    assert told(store.provenance) == {**everything, **behind}
     assert "seen at second hand: 80 Million Tiny Images" in text_of(made["student"])
     assert made["student"].record["heritage"]["real"] == ["digits"]
     assert made["student"].record["heritage"]["unknown"] == ["robust.safetensors", "theirs.safetensors"]
@@ -374,6 +377,11 @@ def test_who_labels_and_who_chooses_counts_too(made: dict[str, Artifact], tmp_pa
     assert carried(chosen.heritage) == carried(made["student"].heritage)
     assert carried(Chosen.open(chosen.file("chosen.parquet")).heritage) == carried(made["student"].heritage)
     assert chosen.heritage["real"] == ["digits"]  # by what the store says of itself
+    alone = Chosen.open(chosen.file("chosen.parquet")).heritage  # as a stranger finds it, without the stage's record
+    assert alone["unknown"] == made["student"].heritage["unknown"] == ["robust.safetensors", "theirs.safetensors"]
+    assert alone["real"] == ["digits"]
+    copied = copy_store(Chosen.open(chosen.file("chosen.parquet")), tmp_path / "copied")
+    assert (copied.heritage["unknown"], copied.heritage["real"]) == (alone["unknown"], ["digits"])
     some = Chosen.open(chosen.file("chosen.parquet")).some(np.arange(3))
     assert carried(some.heritage) == carried(made["student"].heritage)
 
@@ -442,6 +450,32 @@ def test_a_card_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.Monkey
     artifact = once(work, {})
     assert artifact.file("README.md").read_text() == "card of work"
     assert artifact.record["attempts"] >= 2
+
+
+def test_a_fault_in_a_card_fails_no_finished_work(tmp_path: Path) -> None:
+    def card(folder: Path, record: dict[str, Any]) -> str:
+        raise KeyError("no such thing")
+
+    @stage(revision=1, card=card)
+    def work(work: Any, spec: Any) -> None:
+        (work.folder / "result").write_text("done")
+
+    said: list[str] = []
+    artifact = Store(tmp_path, say=said.append).once(work, {})
+    assert artifact.file("result").read_text() == "done"
+    assert "README.md" not in artifact.record["files"]
+    assert said == ["work: its card could not be written (KeyError: 'no such thing')"]
+
+
+def test_images_of_earlier_versions_tell_what_they_say_of_themselves(made: dict[str, Artifact], tmp_path: Path) -> None:
+    """Their stage's record knows of no heritage; the store does."""
+    old = tmp_path / "stages" / "generate" / made["images"].folder.name
+    shutil.copytree(made["images"].folder, old)
+    record = {name: value for name, value in made["images"].record.items() if name != "heritage"}
+    (old / "done.json").write_text(json.dumps(record))
+    found = Artifact("generate", made["images"].digest, old).heritage
+    assert found == {"stage": "generate", **told(SyntheticStore.open(old / "images").provenance)}
+    assert found["additional_data"] == [TINY]
 
 
 def test_stages_of_earlier_versions_need_no_card(made: dict[str, Artifact], tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from gambeson.canonical import digest
 from gambeson.data.augment import NonLeaking, PadCrop
 from gambeson.data.datasets import ImageSet, Split
 from gambeson.errors import UserError
+from gambeson.heritage import heritage_of
 from gambeson.models.denoiser import EDM, VP, NetworkDenoiser, load_denoiser
 from gambeson.models.files import load_tensors
 from gambeson.models.unet import UNetSpec
@@ -88,10 +89,11 @@ def test_an_interrupted_training_with_warps_ends_in_the_same_bits(world: ImageSe
 
     folder = tmp_path / "parts"
     folder.mkdir()
+    work = Workspace(folder, checkpoint_seconds=-1.0, heritage=heritage_of((world,)))
     with pytest.raises(Stopped):
-        train_denoiser.work(Workspace(folder, stop, checkpoint_seconds=-1.0), spec, world, seed=0)
+        train_denoiser.work(replace(work, progress=stop), spec, world, seed=0)
     assert list(folder.iterdir())
-    train_denoiser.work(Workspace(folder, checkpoint_seconds=-1.0), spec, world, seed=0)
+    train_denoiser.work(work, spec, world, seed=0)
     assert (folder / "denoiser.safetensors").read_bytes() == whole.read_bytes()
 
 

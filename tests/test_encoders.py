@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from gambeson.canonical import digest
 from gambeson.data.datasets import Digits, ImageSet
 from gambeson.errors import UserError
+from gambeson.heritage import heritage_of
 from gambeson.models.classifiers import classifier_header, load_classifier, load_encoder
 from gambeson.models.files import load_tensors, load_weights, save_tensors
 from gambeson.models.noise_conditioned import NoiseConditionedClassifier, NoiseConditionedSpec
@@ -425,7 +426,8 @@ def test_an_interrupted_encoder_training_ends_in_the_same_bits(stage, spec, real
     stops = 0
     while stops < 20:
         try:
-            stage.work(Workspace(folder, attempt(), checkpoint_seconds=-1.0), spec, *inputs, seed=3)
+            work = Workspace(folder, attempt(), checkpoint_seconds=-1.0, heritage=heritage_of(inputs))
+            stage.work(work, spec, *inputs, seed=3)
             break
         except Stopped:
             stops += 1

@@ -24,6 +24,7 @@ from gambeson.data.scores import as_numpy
 from gambeson.data.synthetic import Chosen, StoreWriter, SyntheticStore
 from gambeson.disk import checksum, write_json
 from gambeson.errors import EnvironmentFault, UserError
+from gambeson.heritage import heritage_of
 from gambeson.label_command import USAGE, percent, table
 from gambeson.models.classifiers import classifier_header
 from gambeson.models.export import save_onnx
@@ -618,7 +619,8 @@ def test_training_on_soft_labels_goes_on_to_the_same_bits(
                 raise KeyboardInterrupt
 
         try:
-            train_classifier.work(Workspace(folder, stop, checkpoint_seconds=-1.0), spec, real, source, seed=3)
+            work = Workspace(folder, stop, checkpoint_seconds=-1.0, heritage=heritage_of((real, source)))
+            train_classifier.work(work, spec, real, source, seed=3)
             break
         except KeyboardInterrupt:
             stops += 1

@@ -22,6 +22,7 @@ from gambeson.data.imageset import ImageSet, Split
 from gambeson.data.label_safe import Chain, CutMix, Cutout
 from gambeson.data.synthetic import StoreWriter, SyntheticStore
 from gambeson.errors import UserError
+from gambeson.heritage import heritage_of
 from gambeson.models.classifiers import load_classifier
 from gambeson.models.files import load_tensors
 from gambeson.models.resnet import ResNetSpec
@@ -233,7 +234,8 @@ def test_an_interrupted_training_ends_in_the_same_bits(
     folder.mkdir()
     while stops < 20:
         try:
-            work = Workspace(folder, attempt(), checkpoint_seconds=-1.0)
+            carried = heritage_of((real, synthetic))
+            work = Workspace(folder, attempt(), checkpoint_seconds=-1.0, heritage=carried)
             train_classifier.work(work, spec, real, synthetic, seed=3)
             break
         except Stopped:

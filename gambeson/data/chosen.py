@@ -22,7 +22,7 @@ from gambeson.data.scores import as_arrow, as_numpy
 from gambeson.data.shards import batches_of
 from gambeson.disk import atomic
 from gambeson.errors import UserError, require
-from gambeson.heritage import carried, inherited, told
+from gambeson.heritage import noted, told, united
 
 ROWS = 1 << 20
 """Rows of a selection that are in memory at once."""
@@ -134,7 +134,8 @@ class Chosen:
     def heritage(self) -> dict[str, Any]:
         """What the store's images carry, and those that labelled and chose them."""
         own = {"name": "selection of synthetic images", "images": len(self)}
-        return {**self.store.heritage, **own, **carried(inherited(self.store.heritage, self.carries))}
+        both = united(self.store.heritage, self.carries)
+        return {**self.store.heritage, **own, **{name: found for name, found in both.items() if found}}
 
     @property
     def labels(self) -> np.ndarray:
@@ -209,7 +210,7 @@ def _points_to(path: Path, store: SyntheticStore) -> dict[str, str]:
 
 def _noted(heritage: Mapping[str, Any]) -> dict[str, str]:
     """A selection's note of what it carries, where there is anything."""
-    found = carried(heritage)
+    found = noted(heritage)
     return {HERITAGE.decode(): json.dumps(found, sort_keys=True)} if found else {}
 
 

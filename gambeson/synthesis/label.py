@@ -24,7 +24,7 @@ from gambeson.data.shards import batches_of
 from gambeson.data.synthetic import SyntheticStore
 from gambeson.disk import atomic, write_json
 from gambeson.errors import UserError, require
-from gambeson.heritage import carried
+from gambeson.heritage import noted
 from gambeson.robustness.subjects import Named, subject_of
 from gambeson.store import Artifact, Workspace, stage
 from gambeson.synthesis.agreement import Tally, report
@@ -196,7 +196,7 @@ def _finish(work: Workspace, spec: Labeling, source: Source, teachers: list[Teac
         )
     soft = None if spec.soft is None else {"temperature": spec.soft.temperature}
     origins = {"images": source.digest, "teachers": [teacher.digest for teacher in teachers]}
-    about = {**origins, "soft": soft, **carried(work.heritage)}
+    about = {**origins, "soft": soft, **noted(work.heritage)}
     with atomic(work.folder / LABELS) as temporary:
         _join(parts, temporary, about)
     names = class_names(source) or tuple(map(str, range(teachers[0].classes)))

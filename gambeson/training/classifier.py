@@ -21,7 +21,7 @@ from gambeson.data.mixture import LabelledSource, Mixture, SyntheticOrder, check
 from gambeson.data.synthetic import Chosen
 from gambeson.disk import checksum
 from gambeson.errors import UserError, require
-from gambeson.heritage import carried, told
+from gambeson.heritage import noted, told
 from gambeson.models.cifar_resnet import CifarResNetSpec
 from gambeson.models.classifiers import classifier_header, load_classifier
 from gambeson.models.files import header_of, load_tensors, load_weights, save_tensors
@@ -349,7 +349,7 @@ def _write(work: Workspace, spec: ClassifierTraining, state: TrainingState, real
     model = state.averaged
     assert isinstance(model, ClassifierNetwork)
     curves = {"class_names": list(real.class_names), "log": state.log, "selection": selection}
-    header = {**classifier_header(model, real.shape), **curves, **carried(work.heritage)}
+    header = {**classifier_header(model, real.shape), **curves, **noted(work.heritage)}
     if spec.noise is not None:
         header["noise"] = spec.noise
     save_tensors(Path(work.folder) / "classifier.safetensors", tensors, header)

@@ -13,6 +13,7 @@ from gambeson.data.augment import NonLeaking, PadCrop
 from gambeson.data.datasets import ImageSet, Split
 from gambeson.data.mixture import Mixture
 from gambeson.errors import require
+from gambeson.heritage import noted
 from gambeson.models.denoiser import EDM, VP, NetworkDenoiser, denoiser_header
 from gambeson.models.files import save_tensors
 from gambeson.models.unet import UNetSpec
@@ -90,7 +91,7 @@ def train_denoiser(work: Workspace, spec: DenoiserTraining, real: ImageSet, *, s
             if measured or step % 50 == 0 or step == spec.optimisation.steps:
                 state.log.append({"step": step, "loss": state.recent_loss(50), **measured})
                 write({**state.log[-1], "rate": spec.optimisation.rate(step - 1)})
-    header = {**denoiser_header(denoiser), "log": state.log}
+    header = {**denoiser_header(denoiser), "log": state.log, **noted(work.heritage)}
     save_tensors(work.folder / "denoiser.safetensors", averaged.network.state_dict(), header)
 
 

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from gambeson.data.exchange.incoming import About
 from gambeson.disk import checksum
 from gambeson.errors import UserError, require
-from gambeson.heritage import carried, inherited, told
+from gambeson.heritage import carried, inherited, noted, told
 from gambeson.models.classifiers import classifier_header, load_encoder
 from gambeson.models.denoiser import EDM, VP, NetworkDenoiser, denoiser_header, load_denoiser
 from gambeson.models.files import header_of, load_tensors, save_tensors
@@ -97,7 +97,7 @@ class Weights:
 def import_denoiser(work: Workspace, spec: ForeignDenoiser, source: Weights) -> None:
     """Writes denoiser.safetensors from the weights of other projects (or from ours)."""
     denoiser = _read(spec, source.place)
-    header = {**denoiser_header(denoiser), "log": [], "source": source.place, **carried(work.heritage)}
+    header = {**denoiser_header(denoiser), "log": [], "source": source.place, **noted(work.heritage)}
     save_tensors(work.folder / "denoiser.safetensors", denoiser.network.state_dict(), header)
 
 
@@ -135,5 +135,5 @@ def import_classifier(work: Workspace, kind: str, source: Weights) -> None:
     """Writes classifier.safetensors from the weights of a classifier of ours."""
     path = Path(source.place)
     model, shape = load_encoder(path), load_tensors(path)[1].get("shape")
-    header = {**classifier_header(model, shape and tuple(shape)), "log": [], **carried(work.heritage)}
+    header = {**classifier_header(model, shape and tuple(shape)), "log": [], **noted(work.heritage)}
     save_tensors(work.folder / "classifier.safetensors", model.state_dict(), header)

@@ -14,6 +14,7 @@ from gambeson.data.augment import PadCrop
 from gambeson.data.datasets import ImageSet, Split
 from gambeson.data.mixture import Mixture
 from gambeson.errors import require
+from gambeson.heritage import noted
 from gambeson.models.classifiers import classifier_header
 from gambeson.models.files import save_tensors
 from gambeson.models.noise_conditioned import NoiseConditionedClassifier, NoiseConditionedSpec
@@ -74,7 +75,7 @@ def train_noise_conditioned(work: Workspace, spec: NoisyEncoderTraining, real: I
                 named = {f"accuracy at noise {level:g}": value for level, value in accuracy}
                 rate = spec.optimisation.rate(step - 1)
                 write({"step": step, "loss": state.log[-1]["loss"], "rate": rate, **named})
-    header = {**classifier_header(model, real.shape), "log": state.log}
+    header = {**classifier_header(model, real.shape), "log": state.log, **noted(work.heritage)}
     save_tensors(work.folder / "classifier.safetensors", state.averaged.state_dict(), header)
 
 
