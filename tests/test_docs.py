@@ -424,6 +424,12 @@ def finished(folder: Path) -> None:
 
 def for_readme(folder: Path) -> None:
     trained(folder)
+    finished(folder)
+    pictures(folder / "my-images")
+
+
+def for_tour(folder: Path) -> None:
+    trained(folder)
     pictures(folder / "my-images")
     arrays(folder / "1m.npz", ("image", "label"))
     split(folder / "real.npz")
@@ -463,6 +469,7 @@ FIXTURES: dict[str, Callable[[Path], None]] = {
     "evaluate": for_evaluate,
     "report": finished,
     "scale": for_scale,
+    "tour": for_tour,
 }
 
 

@@ -23,7 +23,7 @@ from gambeson.disk import checksum, write_json
 from gambeson.engine import News
 from gambeson.models.network import ClassifierNetwork
 from gambeson.recipe import Arm
-from gambeson.report import energy, exhibits, keeping, samples, shown
+from gambeson.report import energy, exhibits, keeping, page_pictures, samples, shown
 from gambeson.report.exhibits import Student
 from gambeson.report.gather import _attacks, gather_folder
 from gambeson.report.keeping import Piece
@@ -313,12 +313,26 @@ def test_many_classes_and_large_images_are_bounded(tmp_path: Path) -> None:
     assert samples._each((10_000, 3, 3), 20, 2) >= 1
 
 
-def test_a_class_without_images_is_named(tmp_path: Path) -> None:
-    images, labels = np.zeros((6, 4, 4, 1), np.uint8), np.array([0, 1, 0, 1, 0, 1])
-    plain = made(tmp_path, images, labels, np.zeros((6, 3)), np.arange(6))
+def test_a_class_without_images_has_no_row(tmp_path: Path) -> None:
+    images, labels = np.zeros((6, 4, 4, 1), np.uint8), np.array([0, 2, 0, 2, 0, 2])
+    plain = made(tmp_path / "some", images, labels, np.zeros((6, 3)), np.arange(6))
     real = image_set(from_uint8(images), torch.zeros(6, dtype=torch.int64), STRANGE)
-    with pytest.raises(ValueError, match="no synthetic image of 1 of the first 3 classes, such as ẞ"):
-        samples.grids(plain, None, Selection(score=Confidence()), real)
+    found = samples.grids(plain, None, Selection(score=Confidence()), real)
+    assert found.plain is not None
+    assert (found.classes, found.plain.shape[:2], found.sorted_by) == ((0, 2), (2, 3), "")
+    rows = page_pictures.grid(found, STRANGE)
+    assert [row.class_name for row in rows] == [STRANGE[0], STRANGE[2]]
+    assert "no row" in page_pictures.grid_note(found)
+    assert "no row" not in page_pictures.grid_note(replace(found, classes=(0, 1)))
+
+
+def test_images_without_a_class_are_sorted_by_a_label_and_the_page_says_whose(tmp_path: Path) -> None:
+    images, labels = np.zeros((6, 4, 4, 1), np.uint8), np.array([1, 1, 1, 0, 0, 1])
+    plain = made(tmp_path, images, labels, np.eye(3)[labels], np.arange(6), asked=np.full(6, -1))
+    real = image_set(from_uint8(images), torch.zeros(6, dtype=torch.int64), STRANGE)
+    found = samples.grids(plain, None, Selection(score=Confidence()), real)
+    assert (found.classes, found.sorted_by) == ((0, 1), "plain")
+    assert "without a class: a row has those that the plain arm labels so" in page_pictures.grid_note(found)
 
 
 def test_equal_scores_have_a_histogram_too(tmp_path: Path) -> None:
@@ -417,6 +431,33 @@ def test_damaged_kept_material_is_as_good_as_none(harm: str, tmp_path: Path) -> 
         path.write_bytes({"cut": data[:-200], "flipped": data, "garbage": b"x" * 500, "empty": b""}[harm])
     assert keeping.load(tmp_path) is None
     assert keeping.kept(tmp_path) is None
+
+
+@pytest.mark.parametrize("place", range(40))
+def test_a_flipped_byte_anywhere_is_no_error(place: int, tmp_path: Path) -> None:
+    keeping.keep(tmp_path, strange_material(), {})
+    path = keeping.path_of(tmp_path)
+    data = bytearray(path.read_bytes())
+    data[len(data) * place // 40] ^= 255
+    path.write_bytes(data)
+    keeping.load(tmp_path)
+    keeping.keep(tmp_path, strange_material(), {})
+    found = keeping.load(tmp_path)
+    assert found is not None
+    assert same(strange_material(), found.material)
+
+
+def test_what_a_later_version_kept_is_left_to_it(tmp_path: Path) -> None:
+    keeping.keep(tmp_path, strange_material(), {})
+    path = keeping.path_of(tmp_path)
+    with np.load(path) as file:
+        arrays = dict(file)
+    about = json.loads(arrays["about"].tobytes()) | {"format": keeping.FORMAT + 1}
+    arrays["about"] = np.frombuffer(json.dumps(about).encode(), np.uint8)
+    np.savez_compressed(path, **arrays)
+    before = path.read_bytes()
+    keeping.keep(tmp_path, strange_material(), {})
+    assert path.read_bytes() == before
 
 
 class Quiet:

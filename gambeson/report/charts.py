@@ -290,11 +290,16 @@ def _svg(figure: Figure, key: str, label: str) -> str:
     assert box
     body = text[text.index(">") + 1 :]
     body = re.sub(r"<metadata>.*?</metadata>|<style[^>]*>.*?</style>", "", body, flags=re.DOTALL)
-    body = re.sub(r'\bid="([^"]+)"', rf'id="{key}-\1"', body)
-    body = re.sub(r'href="#([^"]+)"', rf'href="#{key}-\1"', body)
-    body = re.sub(r"url\(#([^)]+)\)", rf"url(#{key}-\1)", body)
-    body = re.sub(r"(fill|stroke): (#[0-9a-f]{6})\b", _in_scheme, body)
+    body = re.sub(r"<[^>]*>", lambda tag: _own(tag.group(), key), body)  # tags alone: a text may say what it likes
     return f'<svg class="chart" role="img" aria-label="{escape(label)}" {box.group()}>{body}'
+
+
+def _own(tag: str, key: str) -> str:
+    """A tag with the names of its page's chart, and colours that follow the page's scheme."""
+    tag = re.sub(r'\bid="([^"]+)"', rf'id="{key}-\1"', tag)
+    tag = re.sub(r'href="#([^"]+)"', rf'href="#{key}-\1"', tag)
+    tag = re.sub(r"url\(#([^)]+)\)", rf"url(#{key}-\1)", tag)
+    return re.sub(r"(fill|stroke): (#[0-9a-f]{6})\b", _in_scheme, tag)
 
 
 def _in_scheme(found: re.Match[str]) -> str:

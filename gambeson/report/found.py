@@ -15,7 +15,7 @@ from gambeson.disk import read_json
 from gambeson.errors import UserError
 from gambeson.pipeline import Chapter, tell
 from gambeson.recipe import Arm, Recipe, class_table
-from gambeson.run import FORMAT, Run, open_run
+from gambeson.run import Run, check_format, open_run
 from gambeson.store import Artifact, Stage, Store
 
 UNFINISHED = "the run is not finished: the same `gambeson run` goes on with it"
@@ -72,11 +72,9 @@ def _version(folder: Path) -> dict[str, Any]:
     """Who began an unfinished run, and when. UserError for no run folder, and for one of another version."""
     if not (folder / "recipe.yaml").exists():
         raise UserError(f"{folder}: expected a run folder (with recipe.yaml), found none; `gambeson runs` lists them")
+    check_format(folder)
     path = folder / "version.json"
-    found = read_json(path) if path.exists() else {"format": FORMAT}
-    if not isinstance(found, dict) or found.get("format") != FORMAT:
-        raise UserError(f"{path}: expected a run folder of format {FORMAT}, got {found}; use the version that made it")
-    return found
+    return read_json(path) if path.exists() else {}
 
 
 def of_run(run: Run) -> FoundRun:
@@ -99,7 +97,7 @@ def _told(recipe: Recipe, arm: Arm, seed: int, root: Path) -> Chapter:
     """The story without making anything; nothing of it where its images or weights from elsewhere cannot be read."""
     try:
         return tell(recipe, arm, seed, Looker(Store(root)).once)
-    except (OSError, ValueError):
+    except (OSError, ValueError, ImportError, MemoryError):
         return Chapter(arm, seed, {})
 
 

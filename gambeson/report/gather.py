@@ -95,8 +95,8 @@ class Gathering:
         """The real images, or why they cannot be shown."""
         try:
             real = self.found.recipe.data.load()
-        except (OSError, ValueError) as error:
-            return None, f"the real images cannot be read: {error}"
+        except (OSError, ValueError, ImportError, MemoryError) as error:
+            return None, f"the real images cannot be read: {str(error) or type(error).__name__}"
         recorded = self._recorded()
         if recorded is not None and recorded != real.digest:
             return None, "the real images are others now than those that the run was made with"
@@ -171,7 +171,11 @@ class Gathering:
             return self._shared_rows.get(arm.value)
         found = [one["rows"] for one in mine if "rows" in one]
         if len(found) < self.found.recipe.seeds:
-            self.desk.lack("arms", f"{len(found)} of {self.found.recipe.seeds} seeds are evaluated", arm.title)
+            unread = (
+                "" if self.real is not None else f"which of its seeds are evaluated is not known: {self._loaded[1]}"
+            )
+            told = unread or f"{len(found)} of {self.found.recipe.seeds} seeds are evaluated"
+            self.desk.lack("arms", told, arm.title)
         return _joined(found)
 
     @cached_property

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import zipfile
+import zlib
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, fields, is_dataclass, replace
@@ -25,6 +26,8 @@ from gambeson.report import material
 from gambeson.report.material import RunMaterial
 
 FORMAT = 1
+DAMAGED = (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error)
+"""What reading a file raises that is no kept material any more, or never was any."""
 """Raised when the file, or what its pieces mean, changes: a file of another format is made anew."""
 STATE = ("recipe.yaml", "run.json", "rows.parquet")
 """The files of a run folder that the kept material belongs to."""
@@ -84,10 +87,19 @@ def keep(folder: Path, found: RunMaterial, pieces: Mapping[str, Piece]) -> None:
     made, path = io.BytesIO(), path_of(folder)
     arrays: Any = {"about": text, **packer.arrays}  # numpy's stubs take these names for its own options
     np.savez_compressed(made, **arrays)
-    if path.is_file() and path.read_bytes() == made.getvalue():
+    if path.is_file() and (path.read_bytes() == made.getvalue() or _newer(path)):
         return
     with atomic(path) as temporary:
         temporary.write_bytes(made.getvalue())
+
+
+def _newer(path: Path) -> bool:
+    """Whether a later version wrote the file, which may hold what cannot be made again."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return json.loads(file["about"].tobytes())["format"] > FORMAT
+    except DAMAGED:
+        return False
 
 
 def load(folder: Path) -> Kept | None:
@@ -107,7 +119,7 @@ def load(folder: Path) -> Kept | None:
             with suppress(OSError, ValueError, KeyError):  # without rows: what else is kept is true all the same
                 whole = with_rows(found, folder / "rows.parquet")
         return Kept(state=about["state"], material=whole, pieces=pieces)
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
+    except DAMAGED:
         return None
 
 

@@ -73,9 +73,11 @@ class ArmMaterial:
 class Grids:
     """Samples, [classes, k, H, W, C] uint8: `guided[c, j]` was drawn from the same noise as `plain[c, j]`.
 
-    The classes are the first ones (at most 20 of them). `*_scores` are what selection scored each image with
-    (`score_name`), `*_nearest` the nearest real train image of each, `*_distance` how far it is in `space`; `shrunk`
-    says in words that images are shown smaller than they are, and how large they are.
+    The classes are the first ones (at most 20 of them), those that `classes` numbers where it does: a class without an
+    image has no row. `sorted_by`: the arm whose labels say an image's class, where images were generated without one.
+    `*_scores` are what selection scored each image with (`score_name`), `*_nearest` the nearest real train image of
+    each, `*_distance` how far it is in `space`; `shrunk` says in words that images are shown smaller than they are, and
+    how large they are.
     Raises ValueError when both are given with different shapes, or what belongs to an image has another shape.
     """
 
@@ -90,6 +92,8 @@ class Grids:
     guided_distance: Float[np.ndarray, "classes k"] | None = None
     space: str = ""
     shrunk: str = ""
+    classes: tuple[int, ...] = ()
+    sorted_by: str = ""
 
     def __post_init__(self) -> None:
         if self.plain is not None and self.guided is not None and self.plain.shape != self.guided.shape:

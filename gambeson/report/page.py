@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from gambeson.disk import atomic
 from gambeson.report import charts, evaluation_rows, page_classes, page_curves, page_pictures, rows, verdict
 from gambeson.report.material import CheckRecord, RunMaterial, StageRecord
 from gambeson.report.page_curves import Chart
@@ -130,18 +130,10 @@ def _drawn(material: RunMaterial) -> dict[str, Any]:
 
 
 def write(material: RunMaterial, path: Path | str) -> Path:
-    """Renders into `path` whole or not at all (a temporary file in the same folder, then os.replace)."""
-    path = Path(path)
-    text = render(material)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """Renders into `path`, whole or not at all. EnvironmentFault where it cannot be written."""
+    path, text = Path(path), render(material)
+    with atomic(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
     return path
 
 

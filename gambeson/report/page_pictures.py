@@ -76,7 +76,7 @@ def grid(grids: Grids | None, class_names: Sequence[str]) -> list[GridRow]:
         _samples(plain, plain_nearest, grids.plain_scores, grids.plain_distance, classes, k),
         _samples(guided, guided_nearest, grids.guided_scores, grids.guided_distance, classes, k),
     ]
-    names = class_names[:classes]
+    names = [class_names[c] for c in (grids.classes or range(len(class_names)))[:classes]]
     return [GridRow(name, sets[0][place], sets[1][place]) for place, name in enumerate(names)]
 
 
@@ -90,6 +90,10 @@ def grid_note(grids: Grids | None) -> str:
     shown = _shown(grids)
     if shown[0] < shape[0] or shown[1] < shape[1]:
         note += f"Shown: the first {shown[0]} of {shape[0]} classes, {shown[1]} of {shape[1]} images per class. "
+    if grids.sorted_by:
+        note += f"The images were generated without a class: a row has those that the {grids.sorted_by} arm labels so. "
+    if grids.sorted_by or (grids.classes and len(grids.classes) <= max(grids.classes)):
+        note += "A class without a synthetic image has no row. "
     if grids.score_name:
         note += f"Below each image: its {grids.score_name} score, which selection goes by. "
     if grids.plain_nearest is not None or grids.guided_nearest is not None:

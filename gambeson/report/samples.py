@@ -64,9 +64,13 @@ class Made:
 
     def places(self, classes: int, each: int) -> list[np.ndarray]:
         """Positions of the first images of each of the first classes: as they were generated for, else as labelled."""
+        return _first(self._column("condition" if self.conditional else "label"), classes, each)
+
+    @property
+    def conditional(self) -> bool:
+        """Whether each image was generated for a class."""
         asked = self.store.compact_labels[:1]
-        column = "condition" if len(asked) and asked[0] >= 0 else "label"
-        return _first(self._column(column), classes, each)
+        return bool(len(asked) and asked[0] >= 0)
 
     def score(self, spec: Selection) -> Score:
         """What selection scored an image with. UserError where the scores were not kept."""
@@ -126,12 +130,12 @@ def grids(plain: Made | None, guided: Made | None, spec: Selection, real: ImageS
     """The first images of each class, plain and guided at the same places, which have the same noise.
 
     The classes are those the images were generated for; of images without, as the first arm's labels say.
-    UserError where a class that is to be shown has no image.
+    A class without an image has no row. UserError where none has any.
     """
     made = {name: one for name, one in (("plain", plain), ("guided", guided)) if one is not None}
     first = next(iter(made.values()))
     classes = min(CLASSES, len(real.class_names))
-    places = _places(first, classes, _each(first.store.shape, classes, len(made)), real)
+    rows, places = _places(first, classes, _each(first.store.shape, classes, len(made)))
     told: dict[str, Any] = {}
     for name, one in made.items():
         told |= _shown(name, one, places, spec, real)
@@ -139,6 +143,7 @@ def grids(plain: Made | None, guided: Made | None, spec: Selection, real: ImageS
     shrunk = f"Shrunk from {width} x {height} pixels" if max(height, width) > SIDE else ""
     space = f"L2 distance of {_space(first.store.shape)}"
     scored = any(f"{name}_scores" in told for name in made)
+    told |= {"classes": rows, "sorted_by": "" if first.conditional else next(iter(made))}
     return Grids(**told, score_name=type(spec.score).__name__ if scored else "", space=space, shrunk=shrunk)
 
 
@@ -149,14 +154,13 @@ def _each(shape: tuple[int, int, int], classes: int, sets: int) -> int:
     return int(np.clip(BYTES / (classes * sets * 2 * height * width * channels / shrink**2), 1, PER_CLASS))
 
 
-def _places(made: Made, classes: int, each: int, real: ImageSet) -> np.ndarray:
-    """[classes, k] positions, as many of each class as the smallest has."""
-    found = made.places(classes, each)
-    fewest = min(map(len, found))
-    if fewest == 0:
-        empty = [real.class_names[k] for k, places in enumerate(found) if not len(places)]
-        raise UserError(f"no synthetic image of {len(empty)} of the first {classes} classes, such as {empty[0]}")
-    return np.stack([places[:fewest] for places in found])
+def _places(made: Made, classes: int, each: int) -> tuple[tuple[int, ...], np.ndarray]:
+    """The classes that have images, and [classes, k] positions, as many of each as the smallest of them has."""
+    found = {k: places for k, places in enumerate(made.places(classes, each)) if len(places)}
+    if not found:
+        raise UserError(f"no synthetic image of the first {classes} classes")
+    fewest = min(map(len, found.values()))
+    return tuple(found), np.stack([places[:fewest] for places in found.values()])
 
 
 def _shown(name: str, made: Made, places: np.ndarray, spec: Selection, real: ImageSet) -> dict[str, Any]:
