@@ -1,4 +1,4 @@
-"""Writes README's table and figure from a finished run, so that no number there is typed: python dev/readme.py RUN."""
+"""Writes the demo's table in docs/start.md and README's figure from a finished run: python dev/demo.py RUN."""
 
 import sys
 from pathlib import Path
@@ -10,7 +10,7 @@ from gambeson.report import verdict
 from gambeson.report.gather import gather
 from gambeson.run import open_run
 
-BEGIN, END = "<!-- from dev/readme.py -->\n", "<!-- end -->"
+BEGIN, END = "<!-- from dev/demo.py -->\n", "<!-- end -->"
 
 
 def side(grid: np.ndarray) -> np.ndarray:
@@ -28,9 +28,9 @@ def main() -> None:
     picture.resize((picture.width * 6, picture.height * 6), Image.Resampling.NEAREST).save("docs/samples.png")
     sentences = "\n".join(f"- {s}" for s in verdict.judge(material).sentences)
     text = f"{BEGIN}\n{verdict.markdown_table(material)}\n\n{sentences}\n\n{END}"
-    readme = Path("README.md").read_text(encoding="utf-8")
-    before, rest = readme.split(BEGIN)
-    Path("README.md").write_text(before + text + rest.split(END, 1)[1], encoding="utf-8")
+    page = Path("docs/start.md")
+    before, rest = page.read_text(encoding="utf-8").split(BEGIN)
+    page.write_text(before + text + rest.split(END, 1)[1], encoding="utf-8")
 
 
 main()
