@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 
-from gambeson.options import take_runs
+from gambeson.options import settle_runs, take_runs
 
 USAGE = """gambeson: robust image classifiers from guided synthetic data.
 
@@ -164,7 +164,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if words[0] in WITHOUT_OWN_HELP and {"--help", "-h"} & set(words[1:]):
             print(USAGE)
         else:
-            COMMANDS[words[0]](words[1:])
+            _command(words[0], words[1:])
     except BrokenPipeError:  # whoever read our output has seen enough: `gambeson runs | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
@@ -178,8 +178,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _command(name: str, argv: list[str]) -> None:
+    try:
+        COMMANDS[name](argv)
+    finally:
+        settle_runs()
+
+
 def _complain(error: Exception, code: int) -> int:
     if os.environ.get("GAMBESON_DEBUG"):
         raise error
-    print(f"gambeson: {error}", file=sys.stderr)
+    from gambeson.place import redacted
+
+    print(f"gambeson: {redacted(str(error))}", file=sys.stderr)
     return code

@@ -42,7 +42,7 @@ def read_json(path: Path) -> Any:
     """The content of a JSON file of ours. Raises EnvironmentFault, naming it, where it is damaged."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise EnvironmentFault(f"{path}: expected JSON, got damaged text ({error}). {REDO}") from error
 
 

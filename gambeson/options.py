@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -44,26 +45,59 @@ def take_flag(argv: list[str], name: str) -> bool:
 
 
 def take_runs(argv: list[str]) -> Path:
-    """Where runs and stages live."""
-    return Path(take(argv, "--runs") or os.environ.get("GAMBESON_RUNS") or "runs")
+    """Where runs and stages live; for an s3:// or gs:// URL the folder that mirrors it (mirrored_runs.py)."""
+    word = take(argv, "--runs") or os.environ.get("GAMBESON_RUNS") or "runs"
+    if "://" not in word:
+        return Path(word)
+    from gambeson.mirrored_runs import open_runs
+
+    return open_runs(word, argv)
 
 
-def take_machine(argv: list[str]) -> Machine:
-    """--device, --micro-batch, --workers, --compile; as many workers as cores if nothing is said, one on a GPU."""
+def settle_runs() -> None:
+    """Sends to an object store what a command has changed of its runs; called at its end, however it ended."""
+    opened = sys.modules.get("gambeson.mirrored_runs")
+    if opened is not None:
+        opened.settle()
+
+
+def take_machine(argv: list[str], cluster: bool = False) -> Machine:
+    """--device, --micro-batch, --workers, --compile; as many workers as cores if nothing is said, one on a GPU.
+
+    cluster: --engine and --address too; --workers are the cluster's then, all that it has if nothing is said.
+    """
     from gambeson.machine import Machine
     from gambeson.processes import cores
 
     device = take(argv, "--device") or os.environ.get("GAMBESON_DEVICE") or "cpu"
     micro_batch, workers = take_number(argv, "--micro-batch"), take_number(argv, "--workers")
-    workers, compiled = workers or (cores() if device == "cpu" else 1), take_flag(argv, "--compile")
-    return Machine(device=device, micro_batch=micro_batch, workers=workers, compile=compiled)
+    engine, address = (take(argv, "--engine"), take(argv, "--address")) if cluster else (None, None)
+    compiled = take_flag(argv, "--compile")
+    own = None if engine == "ray" else workers
+    return Machine(
+        device=device,
+        micro_batch=micro_batch,
+        workers=own or (cores() if device == "cpu" else 1),
+        compile=compiled,
+        engine=engine or "local",
+        address=address,
+        cluster_workers=workers if engine == "ray" else None,
+    )
 
 
-MACHINE_OPTIONS = """  --runs DIR       where runs and stages live (default ./runs or $GAMBESON_RUNS)
+MACHINE_OPTIONS = """\
+  --runs DIR       where runs and stages live: a folder, or s3://BUCKET/PREFIX or gs:// (default ./runs or
+                   $GAMBESON_RUNS)
   --workers N      processes of one thread each (default: the cores of this machine; 1 on an accelerator)
   --device D       cpu (default), cuda, cuda:1, mps; also $GAMBESON_DEVICE
   --micro-batch N  images of a block in the networks at once, where a whole block does not fit in memory
   --compile        classifiers in training go through torch.compile: needs a C++ compiler, pays off in long runs
+"""
+
+ENGINE_OPTIONS = """\
+  --engine E       whose workers generate, label and score: local (default), this machine's; ray, a cluster's, of
+                   which --workers takes N (default: all); needs `pip install gambeson[cluster]`
+  --address A      of the cluster, HOST:PORT or auto; without it --engine ray starts one on this machine
 """
 
 

@@ -17,7 +17,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from filelock import FileLock
 
-from gambeson import canonical, distributed
+from gambeson import canonical, distributed, mirror
 from gambeson.disk import REDO, atomic, checksum, open_folder, read_json, sweep, write_json
 from gambeson.energy import joules_so_far, used
 from gambeson.errors import EnvironmentFault
@@ -73,7 +73,8 @@ class Artifact:
 
     @property
     def record(self) -> dict[str, Any]:
-        """done.json: configuration, inputs, execution, time, memory, files."""
+        """done.json: configuration, inputs, execution, time, memory, files; fetched, with them, from a mirror."""
+        mirror.brought(self.folder)
         return read_json(self.folder / "done.json")
 
     @property
@@ -160,11 +161,19 @@ class Store:
         self.notice("asked", artifact, asked)
         if not distributed.told(artifact.finished):
             with self._locked(artifact):
-                if made := distributed.told(not artifact.finished):
+                if made := distributed.told(not mirror.brought(artifact.folder)):
                     self._work(stage, artifact, asked, config, inputs, seed)
+                self._shared(artifact)
                 distributed.wait()
+        self._shared(artifact)
         self.report(stage.name, int(made), 0)
         return artifact
+
+    @staticmethod
+    def _shared(artifact: Artifact) -> None:
+        """A stage that is finished, in the object store if there is one; and here, also in processes that did not make
+        it."""
+        mirror.delivered(artifact.folder) if distributed.leads() else mirror.brought(artifact.folder)
 
     @staticmethod
     def asked(stage: Stage, config: Any, *inputs: Digested | None, seed: int | None = None) -> dict[str, Any]:
@@ -204,6 +213,7 @@ class Store:
                 stage.work(workspace, config, *inputs, **arguments)
             return
         self.notice("begun", artifact, asked)
+        mirror.ready(artifact.folder)
         sweep(artifact.folder)
         attempts = _attempts(artifact.folder)
         execution_now = execution(self.machine, asked["config"], stage.together)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,10 +18,20 @@ import pyarrow.parquet as pq
 
 from gambeson import distributed
 from gambeson.data.compact import compact, open_column
-from gambeson.data.shards import FORMAT, head_of, shard_labels, write_labels
+from gambeson.data.shards import (
+    FORMAT,
+    INDEX,
+    WORTH_AN_INDEX,
+    head_of,
+    read_index,
+    shard_labels,
+    write_index,
+    write_labels,
+)
 from gambeson.disk import checksum, read_json
 from gambeson.errors import EnvironmentFault, UserError, require
 from gambeson.heritage import told
+from gambeson.mirror import Mirror, at_once, have, local, place_of
 from gambeson.processes import cores
 from gambeson.types import Progress, silent
 
@@ -38,14 +50,16 @@ class SyntheticStore:
 
     @staticmethod
     def open(path: str | Path) -> SyntheticStore:
-        """Opens a store; compares records and sizes of its shards, and no image (`verify` does).
+        """Opens a store at a path or URL; compares records and sizes of its shards, and no image (`verify` does).
+
+        Of a store in an object store what is read is fetched when it is first read, and compared with its checksum.
 
         Raises UserError if there is none, or if another format wrote it; EnvironmentFault naming a shard that is
         missing or cut.
         """
-        root = Path(path)
+        root = local(path)
         header = root / "store.json"
-        if not header.is_file():
+        if not have(header):
             raise UserError(f"{root}: expected a synthetic store (a folder with store.json), found none")
         found = read_json(header)
         if found.get("format") != FORMAT:
@@ -59,8 +73,7 @@ class SyntheticStore:
                 "the store again"
             )
         store = SyntheticStore(root, tuple(found["rows"]), tuple(found["shape"]), found["provenance"])
-        for shard in range(len(store.rows)):
-            store._look_at(shard)
+        store._look()
         return store
 
     def __len__(self) -> int:
@@ -79,12 +92,18 @@ class SyntheticStore:
     def verify(self, progress: Progress = silent) -> SyntheticStore:
         """Compares every file with its checksum, on all cores. Raises EnvironmentFault naming the first that differs.
 
+        Of a store in an object store both what is there and the copies here, which are all fetched.
+
         progress: told (shards compared, shards). Of processes that train together the first compares for all.
         """
+        return self._verify(progress, there=self._mirrored)
+
+    def _verify(self, progress: Progress, there: bool) -> SyntheticStore:
+        """there: what lies in the object store too, whatever copy is here."""
         if not distributed.leads():
             return self
         with ThreadPoolExecutor(cores()) as threads:
-            waiting = [threads.submit(self._verify_shard, shard) for shard in range(len(self.rows))]
+            waiting = [threads.submit(self._verify_shard, shard, there) for shard in range(len(self.rows))]
             try:
                 for shard, future in enumerate(waiting):
                     future.result()
@@ -98,32 +117,55 @@ class SyntheticStore:
     def check(self) -> SyntheticStore:
         """`verify` where that takes less than a second; a larger store was looked over when it was opened."""
         small = len(self) * int(np.prod(self.shape)) <= VERIFIED_AT_ONCE
-        return self.verify() if small else self
+        return self._verify(silent, there=False) if small else self
 
-    def _look_at(self, shard: int) -> None:
-        """A shard's record and the sizes of its files. EnvironmentFault naming the file."""
-        record, rows = self._records[shard], self.rows[shard]
-        expected = {"rows": rows, "shape": list(self.shape)}
+    def _look(self) -> None:
+        """The shards' records, and the sizes of the files that are here, from one listing. EnvironmentFault naming the
+        file that is missing or cut."""
+        with contextlib.suppress(FileNotFoundError), os.scandir(self.root / "shards") as entries:
+            sizes = {entry.name: entry.stat().st_size for entry in entries if not entry.name.startswith(".")}
+            for shard in range(len(self.rows)):
+                self._look_at(shard, sizes)
+            return
+        self._look_at(0, {})
+
+    @cached_property
+    def _layout(self) -> tuple[int, int]:
+        """Bytes before the first image of a shard, and of each."""
+        return len(head_of(0, self.shape)), int(np.prod(self.shape))
+
+    def _look_at(self, shard: int, sizes: Mapping[str, int]) -> None:
+        expected = {"rows": self.rows[shard], "shape": list(self.shape)}
+        record = self._records[shard]
         if {name: record.get(name) for name in expected} != expected:
             self._damaged(self._file(shard, "json"), f"a record of {expected}", f"{record.get('rows')} rows")
-        size = len(head_of(rows, self.shape)) + rows * int(np.prod(self.shape))
-        for ending, wanted in (("npy", size), ("parquet", None)):
-            path = self._file(shard, ending)
-            found = path.stat().st_size if path.is_file() else None
+        head, image = self._layout
+        pixels = head + self.rows[shard] * image
+        for ending, wanted in (("json", None), ("npy", pixels), ("parquet", None)):
+            found = sizes.get(f"{shard:05d}.{ending}")
+            if found is None and self._mirrored:
+                continue
             if not found or (wanted is not None and found != wanted):
                 what = "a file" if wanted is None else f"{wanted} bytes"
-                self._damaged(path, what, "no file" if found is None else f"{found} bytes")
+                self._damaged(self._file(shard, ending), what, "no file" if found is None else f"{found} bytes")
 
-    def _verify_shard(self, shard: int) -> None:
-        for ending, digest in self._records[shard]["sha256"].items():
-            path = self._file(shard, ending)
+    def _verify_shard(self, shard: int, there: bool) -> None:
+        record = self._records[shard]
+        for ending, digest in record["sha256"].items():
+            path = self._here(shard, ending)
             found = f"{checksum(path)[:16]}..." if path.is_file() else "no file"
             if found != f"{digest[:16]}...":
                 self._damaged(path, f"SHA-256 {digest[:16]}...", found)
+            if there:
+                place_of(path).check(digest)
+        own = self._file(shard, "json")
+        if own.is_file() and read_json(own) != record:
+            self._damaged(own, f"the record that {INDEX} has", "another")
 
     def _verify_labels(self) -> None:
         """labels.npy says what the shards say."""
         for shard, start in enumerate(self._starts[:-1]):
+            self._here(shard, "parquet")
             if not np.array_equal(
                 self.compact_labels[start : start + self.rows[shard]], shard_labels(self.root, shard)
             ):
@@ -142,13 +184,34 @@ class SyntheticStore:
     def _file(self, shard: int, ending: str) -> Path:
         return self.root / "shards" / f"{shard:05d}.{ending}"
 
+    def _here(self, shard: int, ending: str) -> Path:
+        """A shard's file, fetched where only the object store has it. EnvironmentFault for changed bytes."""
+        path = self._file(shard, ending)
+        if self._mirrored and not have(path, self._records[shard]["sha256"].get(ending)):
+            self._damaged(path, "a file in the object store", "none")
+        return path
+
+    @cached_property
+    def _mirrored(self) -> bool:
+        return Mirror.of(self.root) is not None
+
     @cached_property
     def _records(self) -> list[dict[str, Any]]:
+        """What each shard says of itself; of a large store its index, which one of an earlier version gets now."""
+        large = len(self.rows) >= WORTH_AN_INDEX
+        if large and have(self.root / INDEX) and (found := read_index(self.root, len(self.rows))) is not None:
+            return found
         paths = [self._file(shard, "json") for shard in range(len(self.rows))]
-        for path in paths:
-            if not path.is_file():
+        for path, there in zip(
+            paths, at_once(have, paths) if self._mirrored else map(Path.is_file, paths), strict=True
+        ):
+            if not there:
                 self._damaged(path, "a shard's record", "no file")
-        return [read_json(path) for path in paths]
+        records = [read_json(path) for path in paths]
+        if large:
+            with contextlib.suppress(EnvironmentFault):
+                write_index(self.root, records)
+        return records
 
     @cached_property
     def _starts(self) -> np.ndarray:
@@ -161,7 +224,7 @@ class SyntheticStore:
     def _map(self, shard: int) -> np.ndarray:
         """A memory map of a shard's images, made when it is first asked for."""
         if shard not in self._maps:
-            self._maps[shard] = np.load(self._file(shard, "npy"), mmap_mode="r", allow_pickle=False)
+            self._maps[shard] = np.load(self._here(shard, "npy"), mmap_mode="r", allow_pickle=False)
         return self._maps[shard]
 
     @cached_property
@@ -180,8 +243,11 @@ class SyntheticStore:
         A store without that file gets it now; where nothing may be written, the labels are read into memory.
         """
         path = self.root / "labels.npy"
+        have(path)
         found = open_column(path, len(self))
         if found is None:
+            for shard in range(len(self.rows)):
+                self._here(shard, "parquet")
             with contextlib.suppress(EnvironmentFault):
                 write_labels(self.root, len(self.rows))
                 found = open_column(path, len(self))
@@ -198,7 +264,7 @@ class SyntheticStore:
         """A shard's Parquet: label, block, index and the facts of its blocks; provenance in its schema's metadata."""
         require(0 <= shard < len(self.rows), "shard", f"0 to {len(self.rows) - 1}", shard)
         try:
-            return pq.read_table(self._file(shard, "parquet"))
+            return pq.read_table(self._here(shard, "parquet"))
         except (pa.ArrowInvalid, OSError) as error:
             raise EnvironmentFault(f"{self._file(shard, 'parquet')}: expected Parquet, got damage ({error})") from error
 
@@ -236,9 +302,10 @@ class SyntheticStore:
 
     def _fill(self, images: np.ndarray, shard: int, row: int) -> None:
         """Reads images of a shard, from this row on, into an array. EnvironmentFault for a shard that is cut."""
-        path = self._file(shard, "npy")
+        path = self._here(shard, "npy")
         with open(path, "rb", buffering=0) as file:
-            file.seek(len(head_of(0, self.shape)) + row * int(np.prod(self.shape)))
+            head, image = self._layout
+            file.seek(head + row * image)
             left = memoryview(images.reshape(-1).data)
             while left:
                 count = file.readinto(left)

@@ -3,18 +3,21 @@
 shards/00000.npy.part   a shard that is being filled; a block's pixels are written where they will stay
 blocks/000012.npz       marker of a block: shape, labels, facts, CRC-32 of its pixels; written after them, atomically
 Whoever sees all markers of a shard finalises it; two that do so at once write the same bytes. There are no locks.
+In the mirror of an object store a block is an object there first (remote.py), and this folder where shards are made.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 import math
 import os
 import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -23,7 +26,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from gambeson.data.shards import FORMAT, disk, head_of, write_labels
+from gambeson.data.remote import RemoteStore
+from gambeson.data.shards import FORMAT, INDEX, WORTH_AN_INDEX, disk, head_of, write_index, write_labels
 from gambeson.disk import atomic, checksum, read_json, write_json
 from gambeson.errors import EnvironmentFault, UserError, require
 from gambeson.heritage import inherited as inherited
@@ -66,11 +70,17 @@ class Marker:
 
     def write(self, path: Path) -> None:
         """Writes it, whole or not at all."""
+        with atomic(path) as temporary:
+            temporary.write_bytes(self.packed())
+
+    def packed(self) -> bytes:
+        """The content of its file: npz, each array with its own checksum."""
         arrays = {f"fact_{name}": column for name, column in self.facts.items()}
         carried = {} if self.images is None else {"images": self.images}
         own = {"shape": np.array(self.shape), "labels": self.labels, "crc": np.array(self.crc)}
-        with atomic(path) as temporary, open(temporary, "wb") as handle:
-            np.savez(handle, **own, **arrays, **carried)  # type: ignore[arg-type]
+        file = io.BytesIO()
+        np.savez(file, **own, **arrays, **carried)  # type: ignore[arg-type]
+        return file.getvalue()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,10 +104,15 @@ class StoreWriter:
 
     def has(self, block: int) -> bool:
         """Whether a block is written, in a finished shard or in one that is being filled."""
-        return self._shard_file(block // self.blocks_per_shard, "json").exists() or self._marker(block).exists()
+        shard = block // self.blocks_per_shard
+        if self._shard_file(shard, "json").exists() or self._marker(block).exists():
+            return True
+        return self._remote is not None and self._remote.knows(shard, block)
 
     def missing(self) -> list[int]:
         """Blocks that are to be written still; finalises shards of which all are there, and finds torn blocks."""
+        if self._remote is not None:
+            self._remote.survey()
         for shard in range(self._shards):
             self.complete(shard)
         return [block for block in range(self.blocks) if not self.has(block)]
@@ -113,10 +128,9 @@ class StoreWriter:
         if self.has(block):
             return
         images, facts = np.ascontiguousarray(images), facts or {}
-        offset = self._offset(block, images.shape, facts)
-        if offset is not None:
-            self._write(block // self.blocks_per_shard, offset, images)
-        Marker.of(images, labels, facts, carry=offset is None).write(self._marker(block))
+        whole = Marker.of(images, labels, {name: float(value) for name, value in facts.items()}, carry=True)
+        if self._remote is None or self._remote.put(block, whole.packed()):
+            self._place(block, whole)
         self.complete(block // self.blocks_per_shard)
 
     def finish(self, provenance: dict[str, Any]) -> None:
@@ -131,13 +145,20 @@ class StoreWriter:
                 f"they reached the disk ({', '.join(map(str, missing[:10]))}); start the same command again: they "
                 "alone are made anew"
             )
+        if self._remote is not None:
+            self._remote.bring(f"{shard:05d}.{e}" for shard in range(self._shards) for e in ("json", "parquet"))
         records = [read_json(self._shard_file(shard, "json")) for shard in range(self._shards)]
         shapes = sorted({tuple(record["shape"]) for record in records})
         require(len(shapes) == 1, "images of a store", "one shape", shapes)
         rows = [record["rows"] for record in records]
         write_labels(self.root, len(rows))
+        large = len(rows) >= WORTH_AN_INDEX
+        if large:
+            write_index(self.root, records)
         header = {"format": FORMAT, "rows": rows, "shape": records[0]["shape"]}
         write_json(self.root / "store.json", {**header, "provenance": provenance})
+        if self._remote is not None:
+            self._remote.finish(("labels.npy", *([INDEX] if large else []), "store.json"))
         self._tidy()
 
     def complete(self, shard: int) -> bool:
@@ -145,6 +166,42 @@ class StoreWriter:
 
         May be called by several processes at once, and again after a crash at any point.
         """
+        return self._complete(shard) if self._remote is None else self._complete_there(shard, self._remote)
+
+    def _complete_there(self, shard: int, remote: RemoteStore) -> bool:
+        """The same of a shard in an object store, by way of this folder."""
+        if shard in remote.sealed:
+            return True
+        members = self._members(shard)
+        if not self._shard_file(shard, "json").exists() and not remote.blocks.issuperset(members):
+            remote.look()
+            if not remote.blocks.issuperset(members):
+                return not remote.blocks.intersection(members) and remote.is_sealed(shard)
+        with remote.mirror.lock(self._shard_file(shard, "json")):  # one process of this machine is enough
+            if remote.is_sealed(shard):
+                return True
+            for _ in range(2):  # a block that is torn in this folder is fetched again
+                if not min(self._gather(block, remote) for block in members):  # all are looked at
+                    return remote.is_sealed(shard)
+                if self._complete(shard):
+                    remote.hand_over(shard, members)
+                    return True
+        return False
+
+    def _gather(self, block: int, remote: RemoteStore) -> bool:
+        """Fetches a block into this folder if it is not here; False where there is none. A damaged one is removed."""
+        shard = block // self.blocks_per_shard
+        if self._marker(block).exists() or self._shard_file(shard, "json").exists():
+            return True
+        with remote.fetched(block) as path:
+            found = None if path is None else Marker.read(path)
+            if found is None or found.images is None:
+                remote.forget([] if path is None else [block])
+                return False
+            self._place(block, found)
+        return True
+
+    def _complete(self, shard: int) -> bool:
         record = self._shard_file(shard, "json")
         if record.exists():
             return True
@@ -163,6 +220,10 @@ class StoreWriter:
         self._seal(shard, whole, digest)
         return True
 
+    @cached_property
+    def _remote(self) -> RemoteStore | None:
+        return RemoteStore.of(self.root)
+
     @property
     def _shards(self) -> int:
         return math.ceil(self.blocks / self.blocks_per_shard)
@@ -177,7 +238,16 @@ class StoreWriter:
     def _shard_file(self, shard: int, ending: str) -> Path:
         return self.root / "shards" / f"{shard:05d}.{ending}"
 
-    def _offset(self, block: int, shape: tuple[int, ...], facts: Mapping[str, float]) -> int | None:
+    def _place(self, block: int, marker: Marker) -> None:
+        """Writes a block's pixels where they will stay, then its marker."""
+        assert marker.images is not None
+        offset = self._offset(block, marker.shape, list(marker.facts))
+        if offset is not None:
+            self._write(block // self.blocks_per_shard, offset, marker.images)
+            marker = replace(marker, images=None)
+        marker.write(self._marker(block))
+
+    def _offset(self, block: int, shape: tuple[int, ...], facts: list[str]) -> int | None:
         """Where the pixels of a block begin in its shard; None for a last block where no other tells its place."""
         inside, known = block % self.blocks_per_shard, self._known(block)
         if known is not None:
@@ -185,7 +255,7 @@ class StoreWriter:
             last = block == self.blocks - 1
             fits = shape[1:] == sides[1:] and (shape[0] == sides[0] or last)
             require(fits, f"block {block}", f"images {list(sides)}, as the other blocks have", list(shape))
-            require(names is None or names == list(facts), f"block {block}", f"the facts {names}", list(facts))
+            require(names is None or names == facts, f"block {block}", f"the facts {names}", facts)
         elif block == self.blocks - 1 and inside:
             return None
         rows = shape[0] if known is None or not inside else known[0][0]

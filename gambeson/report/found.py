@@ -13,6 +13,7 @@ from typing import Any
 from gambeson import files
 from gambeson.disk import read_json
 from gambeson.errors import UserError
+from gambeson.mirror import brought
 from gambeson.pipeline import Chapter, tell
 from gambeson.recipe import Arm, Recipe, class_table
 from gambeson.run import Run, check_format, open_run
@@ -78,8 +79,11 @@ def _version(folder: Path) -> dict[str, Any]:
 
 
 def of_run(run: Run) -> FoundRun:
-    """A finished run."""
-    return FoundRun(run.folder, run.recipe, tuple(run.chapters), run.facts, complete=True)
+    """A finished run; its stages are fetched where they lie in an object store."""
+    chapters = tuple(run.chapters)
+    for made in {made.folder: made for chapter in chapters for made in chapter.artifacts.values()}.values():
+        brought(made.folder)
+    return FoundRun(run.folder, run.recipe, chapters, run.facts, complete=True)
 
 
 def look(recipe: Recipe, arm: Arm, seed: int, root: Path) -> Chapter:
