@@ -13,17 +13,20 @@ from typing import Any, get_args
 
 import pyarrow.parquet as pq
 
-from gambeson import overrides
+from gambeson import distributed, overrides
+from gambeson.data.exchange.markup import words as plainly
 from gambeson.data.exchange.store_card import card_file, deliver_card, exported
+from gambeson.disk import checksum
 from gambeson.engine import Job, run_jobs
 from gambeson.errors import UserError, require, unknown
+from gambeson.heritage import told
 from gambeson.machine import Machine
 from gambeson.models.classifiers import load_classifier
 from gambeson.models.export import robustbench_entry, save_onnx, save_robustbench
-from gambeson.models.files import is_safetensors, load_tensors
-from gambeson.models.hub import config_of, from_pretrained
+from gambeson.models.files import header_of, is_safetensors, load_tensors
+from gambeson.models.hub import README, config_of, from_pretrained
 from gambeson.models.network import ClassifierNetwork
-from gambeson.options import MACHINE_OPTIONS, take, take_machine, take_number, take_runs
+from gambeson.options import ENGINE_OPTIONS, MACHINE_OPTIONS, take, take_machine, take_number, take_runs
 from gambeson.pipeline import Once, check_plan, diffuse, prepare_denoiser, prepare_encoder, prepare_networks
 from gambeson.recipe import Arm, EncoderKind, Recipe
 from gambeson.recipes import RECIPES
@@ -67,13 +70,16 @@ class Asked:
         return self.source
 
     def make(self, name: str, work: Callable[..., Any], *arguments: Any) -> Any:
-        """Runs `work(*arguments, once)` in this process, its progress on the screen."""
-        from rich.console import Console
+        """Runs `work(*arguments, once)` in this process, its progress on the screen; under torchrun with the others, of
+        which all but the first end here."""
+        from gambeson.screen import following
 
-        from gambeson.screen import ProgressScreen
-
-        with ProgressScreen(Console()) as screen:
-            return run_jobs([Job(name, work, arguments)], self.runs.resolve(), 1, screen, self.machine)[0]
+        with distributed.joined(self.machine.device) as device, following() as screen:
+            leads, machine = distributed.leads(), replace(self.machine, device=device)
+            (made,) = run_jobs([Job(name, work, arguments)], self.runs.resolve(), 1, screen, machine)
+        if not leads:
+            distributed.leave(0)
+        return made
 
 
 def _source(word: str, weights: bool) -> Recipe | Sampling:
@@ -97,7 +103,8 @@ def ask(argv: list[str], command: str, weights: bool = True) -> Asked:
         raise UserError(f"expected {what} first, got {words[0] if words else 'nothing'}; see gambeson {command} --help")
     word = words.pop(0)
     source = _source(word, weights)
-    runs, machine, out, chosen = take_runs(words), take_machine(words), take(words, "--out"), take(words, "--preset")
+    runs, machine = take_runs(words), take_machine(words, cluster=command == "generate")
+    out, chosen = take(words, "--out"), take(words, "--preset")
     if chosen is not None:
         source = _with_preset(source, chosen)
     source = overrides.parse(source, words, prog=f"gambeson {command} {word}")
@@ -222,7 +229,7 @@ def generate_images(argv: list[str]) -> None:
     """gambeson generate RECIPE|WEIGHTS [OPTIONS]"""
     about = "Generates the recipe's synthetic images, training what they need; or images from weights alone."
     out = "copy the store of images there, a folder"
-    if _wants_help(argv, _usage("generate", "RECIPE|WEIGHTS", about, out, PRESET_OPTION)):
+    if _wants_help(argv, _usage("generate", "RECIPE|WEIGHTS", about, out, PRESET_OPTION + ENGINE_OPTIONS)):
         return
     asked = ask(argv, "generate")
     made: Artifact = asked.make("images", _images, asked.source)
@@ -317,12 +324,31 @@ def export(argv: list[str]) -> None:
     model, shape = _classifier(words[0])
     if forms["robustbench"] is not None:
         save_robustbench(model, forms["robustbench"])
+        _deliver_export(words[0], Path(forms["robustbench"]), "a checkpoint as RobustBench reads them")
         print(f"RobustBench: {Path(forms['robustbench']).resolve()}\n{robustbench_entry(model)}")
     if forms["onnx"] is not None:
         require(shape is not None, "export --onnx", "a classifier that says which images it was trained on", words[0])
         assert shape is not None
         save_onnx(model, forms["onnx"], shape)
+        _deliver_export(words[0], Path(forms["onnx"]), "ONNX, for any number of images at a time")
         print(f"ONNX: {Path(forms['onnx']).resolve()}")
+
+
+def _deliver_export(word: str, place: Path, form: str) -> None:
+    """The classifier's card beside a file of another form, with what that is; without a card, what its weights say."""
+    source = Path(word)
+    stages = (source.with_name(README),) if source.with_name("done.json").is_file() else ()
+    cards = (source / README, card_file(source), *stages)
+    found = next((path for path in cards if path.is_file()), None)
+    if found is None:
+        facts = told(header_of(source) if source.is_file() else config_of(word))
+        said = [f"- {name.replace('_', ' ')}: {plainly(str(value))}" for name, value in sorted(facts.items())]
+        text = "\n".join(["# A classifier", "", *(said or ["Nothing is known of what it was made from."])])
+    else:
+        text = found.read_text(encoding="utf-8").rstrip("\n")
+    about = f"`{place.name}`: the classifier as {form}. Images [B, C, H, W] in [0, 1] go in, logits come out."
+    end = f"Written by `gambeson export`; SHA-256 {checksum(place)}"
+    deliver_card("\n".join([text, "", "## This file", "", about, end, ""]), place)
 
 
 def _classifier(word: str) -> tuple[ClassifierNetwork, tuple[int, int, int] | None]:

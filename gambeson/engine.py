@@ -14,6 +14,7 @@ from pathlib import Path
 from queue import Empty
 from typing import Any, Literal, Protocol, runtime_checkable
 
+from gambeson.fleet import Aloud
 from gambeson.machine import Machine
 from gambeson.processes import CONTEXT, pool
 from gambeson.store import Artifact, Store
@@ -47,6 +48,8 @@ class News:
     folder: Path | None = None  # of the stage, where its results and its journal are
     asked: dict[str, Any] = field(default_factory=dict)  # what the stage is made of, when it is asked for
     pid: int = field(default_factory=os.getpid)  # of the process that works
+    aloud: bool = False  # whether a line that was said is shown, too
+    workers: dict[str, float] = field(default_factory=dict)  # images a second of a stage's workers, the slowest first
 
 
 @runtime_checkable
@@ -54,6 +57,13 @@ class Screen(Protocol):
     """Whoever shows the news."""
 
     def show(self, news: News) -> None: ...
+
+
+@runtime_checkable
+class SayingScreen(Screen, Protocol):
+    """One that shows lines, too."""
+
+    def say(self, line: str) -> None: ...
 
 
 Tell = Callable[[News], None]
@@ -80,13 +90,16 @@ def run_jobs(
         keep(news)
         if news.event == "reached":
             screen.show(news)
+        elif news.aloud and isinstance(screen, SayingScreen):
+            screen.say(news.line)
 
-    if workers == 1:
-        return _in_this_process(jobs, root, tell, machine)
-    queue = CONTEXT.Queue()
-    with pool(min(workers, len(jobs)), _take_queue, queue) as executor:
-        futures = {executor.submit(_work, job, root, machine): job.name for job in jobs}
-        return _collect(futures, queue, tell)
+    with machine.reached() as machine:
+        if workers == 1:
+            return _in_this_process(jobs, root, tell, machine)
+        queue = CONTEXT.Queue()
+        with pool(min(workers, len(jobs)), _take_queue, queue) as executor:
+            futures = {executor.submit(_work, job, root, machine): job.name for job in jobs}
+            return _collect(futures, queue, tell)
 
 
 def _in_this_process(jobs: Sequence[Job], root: Path, tell: Tell, machine: Machine) -> list[Any]:
@@ -136,7 +149,8 @@ class Reporter:
 
     def say(self, line: str) -> None:
         """As store.Store.say."""
-        self.tell(News(self.job, self.stage, 0, 0, "said", line, self.folder))
+        aloud, rates = isinstance(line, Aloud), line.workers if isinstance(line, Aloud) else {}
+        self.tell(News(self.job, self.stage, 0, 0, "said", str(line), self.folder, aloud=aloud, workers=rates))
 
 
 def _collect(futures: dict[Future[Any], str], queue: Any, tell: Tell) -> list[Any]:

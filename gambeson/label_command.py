@@ -23,8 +23,7 @@ from gambeson.disk import open_folder, read_json
 from gambeson.errors import UserError, require
 from gambeson.machine import Machine
 from gambeson.models.memory import memory_told
-from gambeson.options import take, take_flag, take_machine, take_number, take_runs
-from gambeson.processes import cores
+from gambeson.options import ENGINE_OPTIONS, take, take_flag, take_machine, take_number, take_runs
 from gambeson.report import delivery
 from gambeson.robustness.subjects import Named, subject_of
 from gambeson.screen import shown
@@ -38,7 +37,7 @@ SELECTION = "chosen.parquet"
 SHOWN = 100
 """Classes that the table has at most: those where condition and teacher agree least."""
 
-USAGE = """usage: gambeson label STORE --teacher CLASSIFIER [--teacher CLASSIFIER ...] --out FOLDER [OPTIONS]
+USAGE = f"""usage: gambeson label STORE --teacher CLASSIFIER [--teacher CLASSIFIER ...] --out FOLDER [OPTIONS]
 
 Labels synthetic images, and says how often condition and teacher agree, by class. Stop it at any time; the same command
 goes on. FOLDER gets labels.parquet (label, condition and logits of every image), labels.json, and a selection of the
@@ -62,8 +61,8 @@ options
   --out FOLDER     where the result goes: a new folder, or one with this result
   --runs DIR       where the work is kept (default ./runs or $GAMBESON_RUNS)
   --device D       cpu (default), cuda, cuda:1, mps; also $GAMBESON_DEVICE
-  --workers N      threads on a CPU (default: its cores)
-
+  --workers N      processes of one thread each (default: the cores of this machine; 1 on an accelerator)
+{ENGINE_OPTIONS}
 Exit codes: 0 done, 2 a mistake in what was asked, 3 the machine could not (disk, permission, damaged file)."""
 
 
@@ -86,7 +85,7 @@ def read(argv: list[str]) -> Asked:
     words = list(argv)
     data, root, out = (take(words, f"--{word}") for word in ("data", "data-root", "out"))
     teachers, trust, spec = tuple(_every(words, "--teacher")), take_flag(words, "--trust"), _labeling(words)
-    runs, machine = take_runs(words), take_machine(words)
+    runs, machine = take_runs(words), take_machine(words, cluster=True)
     odd = [word for word in words if word.startswith("-")]
     require(not odd, "gambeson label", "options that gambeson label --help lists", " ".join(odd))
     require(len(words) == 1, "gambeson label", "one store", " ".join(words) or "none")
@@ -150,7 +149,7 @@ def label(argv: list[str]) -> None:
         return
     asked = read(argv)
     size, threads = asked.spec.batch_size, torch.get_num_threads()
-    torch.set_num_threads(max(min(asked.machine.workers, cores()), 1))
+    torch.set_num_threads(1)  # as in the processes beside this one: their number changes no bit
     try:
         with memory_told(
             f"Start the same command again with fewer images in a teacher at once (--batch-size, now {size})"

@@ -1,11 +1,13 @@
-"""Where stages compute, and what bit-identity depends on besides the recipe."""
+"""Where stages compute, who does their items, and what bit-identity depends on besides the recipe."""
 
 from __future__ import annotations
 
 import json
 import os
 import platform
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,6 +15,10 @@ import torch
 import gambeson
 from gambeson import distributed
 from gambeson.errors import UserError, require
+from gambeson.fleet import Fleet, Here, Local
+
+ENGINES = ("local", "ray")
+"""Who may do the items of generation, labelling and scoring."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,12 +29,48 @@ class Machine:
     micro_batch: int | None = None  # images of a block that are in the networks at once; none: the whole block
     workers: int = 1  # processes of one thread that a stage may use for its blocks; their number changes no bit
     compile: bool = False  # networks in training go through torch.compile: a minute first, then faster
+    engine: str = "local"  # who generates, labels and scores: local, these processes; ray, a cluster's workers
+    address: str | None = None  # of the cluster; none: one is started on this machine
+    cluster_workers: int | None = None  # of the cluster's, how many at most; none: as many as it has
 
     def __post_init__(self) -> None:
         require(self.workers >= 1, "workers", "at least 1", self.workers)
+        require(self.engine in ENGINES, "engine", " or ".join(ENGINES), self.engine)
+        wanted = "--engine ray beside it, whose cluster it is"
+        require(self.address is None or self.engine == "ray", "address", wanted, self.address)
         require(self.micro_batch is None or self.micro_batch >= 1, "micro-batch", "at least 1", self.micro_batch)
         if self.device != "cpu":
             self._probe()
+
+    @property
+    def fleet(self) -> Fleet:
+        """Who does the items of a stage: blocks, parts, shards."""
+        if self.engine == "ray":
+            from gambeson.cluster import Ray
+
+            return Ray(address=self.address, workers=self.cluster_workers, gpu=self.device.startswith("cuda"))
+        return Here() if self.workers == 1 else Local(self.workers)
+
+    @contextmanager
+    def reached(self) -> Iterator[Machine]:
+        """The same with a cluster that other processes of this machine reach too; one without address is started."""
+        if self.engine != "ray":
+            yield self
+            return
+        from gambeson.cluster import reached
+
+        with reached(self.address, self.cluster_workers) as address:
+            yield replace(self, address=address)
+
+    @property
+    def aside(self) -> bool:
+        """Whether items are done in workers of one thread, not in this process."""
+        return self.workers > 1 or self.engine == "ray"
+
+    @property
+    def unit(self) -> str:
+        """What hours of computing are told of."""
+        return "core" if self.device == "cpu" else "GPU"
 
     def _probe(self) -> None:
         """UserError where there is no such device; a process of several looks at its own card, when it knows it."""
@@ -64,11 +106,11 @@ def execution(machine: Machine = Machine(), config: Any = None, together: bool =
         "torch": torch.__version__,
         "device": torch.cuda.get_device_name(machine.device) if on_gpu else machine.device,
         "dtype": "bfloat16" if '"bfloat16"' in json.dumps(config) else "float32",
-        "threads": 1 if machine.workers > 1 and not together else torch.get_num_threads(),  # of each process
+        "threads": 1 if machine.aside and not together else torch.get_num_threads(),  # of each process
         "machine": platform.machine(),
         "micro_batch": machine.micro_batch,
         "compiled": machine.compile,
-        "processes": distributed.world(),  # that train together
+        "processes": distributed.world() if together else 1,  # that train together
     }
 
 

@@ -46,12 +46,17 @@ def pool(workers: int, prepare: Callable[..., None] | None = None, *arguments: A
         executor.shutdown(wait=True, cancel_futures=True)
 
 
-def _start(parent: int, prepare: Callable[..., None] | None, arguments: tuple[Any, ...]) -> None:
+def begin_worker(parent: int) -> None:
+    """What a worker process begins with: one thread, deaf to Ctrl-C, ended as soon as its parent is gone."""
     import torch
 
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its workers
     threading.Thread(target=_watch, args=(parent,), daemon=True).start()
+
+
+def _start(parent: int, prepare: Callable[..., None] | None, arguments: tuple[Any, ...]) -> None:
+    begin_worker(parent)
     if prepare is not None:
         prepare(*arguments)
 

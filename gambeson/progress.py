@@ -20,6 +20,7 @@ from typing import Any
 
 from gambeson import canonical
 from gambeson.engine import News
+from gambeson.place import redacted
 
 NAME = "progress.jsonl"
 FORMAT = 1
@@ -97,7 +98,7 @@ class Record:
         if news.folder is not None:
             line["folder"] = news.folder.relative_to(news.folder.parents[2]).as_posix()  # stages/STAGE/DIGEST
         if news.event == "said":
-            self.waiting[news.job] = line | {"line": news.line[:LONGEST]}
+            self.waiting[news.job] = line | {"line": news.line[:LONGEST]} | _rates(news)
         elif news.event == "reached" and news.total:
             self._reached(news, line)
         else:
@@ -140,7 +141,7 @@ class Record:
     def _write(self, line: dict[str, Any]) -> None:
         if self.handle is None:
             return
-        text = json.dumps({"time": round(time.time(), 3), **line})
+        text = redacted(json.dumps({"time": round(time.time(), 3), **line}))
         data = (b"\n" if self.torn else b"") + text.encode() + b"\n"
         with self._unharmed():
             self.torn = True  # until it is known that all was written
@@ -157,6 +158,11 @@ class Record:
                 told = f"{self.path}: cannot be written ({error.strerror or error}); the run goes on all the same"
                 with contextlib.suppress(OSError, ValueError):  # no warning: those can be made errors
                     print(f"{told}, but `gambeson watch` will not see all of it", file=sys.stderr)
+
+
+def _rates(news: News) -> dict[str, Any]:
+    """Images a second of a stage's workers, where the news tell them."""
+    return {"workers": {name: round(rate, 3) for name, rate in news.workers.items()}} if news.workers else {}
 
 
 def made_of(asked: dict[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 RUNS/NAME-DIGEST/recipe.yaml    the whole recipe: `gambeson run` on this file repeats the run
 RUNS/NAME-DIGEST/run.json       what ran, when, and which finished stages it is made of; written when complete
+RUNS/NAME-DIGEST/owner/         which process makes it
 RUNS/NAME-DIGEST/progress.jsonl what its jobs did and do, a line per news; not needed once it is complete
 RUNS/NAME-DIGEST/rows.parquet   one row per arm, seed and test image
 RUNS/NAME-DIGEST/report.html    the page
@@ -20,11 +21,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 import gambeson
-from gambeson import files
+from gambeson import distributed, files
 from gambeson.disk import atomic, open_folder, read_json, sweep, write_json
-from gambeson.engine import Job, Screen, run_jobs
+from gambeson.engine import Job, News, Screen, run_jobs
 from gambeson.errors import UserError, unknown
 from gambeson.machine import Machine, versions
+from gambeson.mirror import place_of
+from gambeson.ownership import own
 from gambeson.pipeline import Chapter, check_plan, prepare_denoiser, tell
 from gambeson.progress import NAME, Record
 from gambeson.recipe import Arm, Recipe, class_table
@@ -75,19 +78,46 @@ def jobs_of(recipe: Recipe) -> list[Job]:
 
 
 def execute(
-    recipe: Recipe, root: Path, workers: int, screen: Screen, command: str, machine: Machine = Machine()
+    recipe: Recipe,
+    root: Path,
+    workers: int,
+    screen: Screen,
+    command: str,
+    machine: Machine = Machine(),
+    take_over: bool = False,
 ) -> Run:
-    """Makes or finishes the run of a recipe below `root`; what is finished is not redone."""
+    """Makes or finishes the run of a recipe below `root`; what is finished is not redone.
+
+    Raises RunTaken where another process makes it; `take_over`: not for one on another machine, which is dead then.
+    """
     root = root.resolve()
     check_plan(recipe, recipe.arms)
     folder = folder_of(recipe, root)
-    started, jobs = _claim(folder, recipe), jobs_of(recipe)
-    told = {"command": command, "workers": workers, "device": machine.device, "jobs": [job.name for job in jobs]}
-    with Record(folder / NAME, **told, gambeson=gambeson.__version__) as record:
-        results = run_jobs(jobs, root, workers, screen, machine, record)
-        facts = _facts(recipe, results, root, started, command, workers)
-        _conclude(folder, facts, [r for r in results if isinstance(r, Chapter)])
+    open_folder(folder)
+    check_format(folder)
+    with own(place_of(folder), command, take_over) as owner:
+        started, jobs = _claim(folder, recipe), jobs_of(recipe)
+        told = {"command": command, "workers": workers, "device": machine.device, "jobs": [job.name for job in jobs]}
+        with Record(folder / NAME, **told, gambeson=gambeson.__version__) as record:
+
+            def keep(news: News) -> None:
+                record(news)
+                owner.watch(news)
+
+            results = run_jobs(jobs, root, workers, screen, machine, keep)
+            facts = _facts(recipe, results, root, started, command, workers)
+            owner.check()
+            _conclude(folder, facts, [r for r in results if isinstance(r, Chapter)])
     return open_run(folder)
+
+
+def take_part(recipe: Recipe, root: Path, screen: Screen, machine: Machine) -> None:
+    """What every process but the first does of a run that several train together (torchrun): the same stages in the
+    same order. It trains and evaluates its share, waits for what the first makes alone, and writes and says nothing.
+    """
+    assert not distributed.leads(), "the first one executes the run"
+    check_plan(recipe, recipe.arms)
+    run_jobs(jobs_of(recipe), root.resolve(), 1, screen, machine)
 
 
 def _facts(recipe: Recipe, results: list[Any], root: Path, started: str, command: str, workers: int) -> dict[str, Any]:
@@ -119,10 +149,8 @@ def _conclude(folder: Path, facts: dict[str, Any], chapters: list[Chapter]) -> N
 
 
 def _claim(folder: Path, recipe: Recipe) -> str:
-    """When the run was first started; opens its folder, refuses one of another version or with an edited recipe."""
-    open_folder(folder)
+    """When the run was first started; refuses a folder with an edited recipe."""
     sweep(folder)
-    check_format(folder)
     path = folder / "version.json"
     if not path.exists():
         started = datetime.now(UTC).isoformat(timespec="seconds")

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from gambeson import files, overrides
+from gambeson import distributed, files, overrides
 from gambeson.data.datasets import DOORS
 from gambeson.disk import atomic
 from gambeson.errors import UserError, nearest
 from gambeson.machine import Machine
-from gambeson.options import MACHINE_OPTIONS, take, take_flag, take_machine, take_runs
+from gambeson.options import ENGINE_OPTIONS, MACHINE_OPTIONS, take, take_flag, take_machine, take_runs
 from gambeson.pipeline import check_plan
+from gambeson.place import redacted
 from gambeson.recipe import Recipe
 from gambeson.recipes import RECIPES
 from gambeson.recipes.asked import OWN_OPTIONS, TIMINGS, Asked, ask, is_images, is_recipe, load_recipe
 from gambeson.recipes.costs import remembered
 from gambeson.recipes.presets import PRESETS, preset
-from gambeson.run import execute
+from gambeson.run import execute, take_part
 
 RUN = """usage: gambeson run RECIPE|IMAGES [OPTIONS]
 
@@ -31,9 +32,10 @@ derived from them and from this machine, and its reasons are printed
   {sets}
 """
 RUN_OPTIONS = f"""options of the run, besides the recipe's fields (gambeson run digits --help lists them):
-{MACHINE_OPTIONS}  --preset NAME    sampler, noise levels, guidance and encoder at once: {", ".join(PRESETS)}
+{MACHINE_OPTIONS + ENGINE_OPTIONS}  --preset NAME    noise levels, sampler, guidance and encoder: {", ".join(PRESETS)}
   --print-recipe   print the recipe file with the overrides applied, and do nothing
   --dry-run        check images, shapes and numbers, print the plan and what it costs, and make nothing
+  --take-over      go on with a run that a machine which is dead by now has begun
   --price D        dollars that an hour of the machine costs, for --dry-run
 {OWN_OPTIONS}"""
 
@@ -50,18 +52,43 @@ def run(argv: list[str]) -> None:
         raise UserError(f"expected the recipe or the images first, got {word}; for example: gambeson run digits {word}")
     if {"--help", "-h"} & set(words):
         print(RUN_OPTIONS)
-    runs, machine, only_print = take_runs(words), take_machine(words), take_flag(words, "--print-recipe")
-    dry, price = take_flag(words, "--dry-run"), _price(words)
-    recipe, reasons = _told(word, words, machine, runs.resolve())
+    runs, machine, only_print = take_runs(words), take_machine(words, cluster=True), take_flag(words, "--print-recipe")
+    dry, price, take_over = take_flag(words, "--dry-run"), _price(words), take_flag(words, "--take-over")
+    with distributed.joined(machine.device) as device:  # under torchrun the processes are a group; by hand, one alone
+        machine, leads = replace(machine, device=device), distributed.leads()
+        recipe, reasons = distributed.told(_told(word, words, machine, runs.resolve()) if leads else None)
+        if leads:
+            command = redacted("gambeson run " + " ".join(argv))
+            asked = Asks(only_print=only_print, dry=dry, price=price, take_over=take_over)
+            _lead(recipe, reasons, runs, machine, command, asked)
+        elif not (only_print or dry):
+            from gambeson.screen import following
+
+            with following() as screen:
+                take_part(recipe, runs, screen, machine)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asks:
+    """What is asked for besides a recipe and a machine."""
+
+    only_print: bool
+    dry: bool
+    price: float | None
+    take_over: bool
+
+
+def _lead(recipe: Recipe, reasons: list[str], runs: Path, machine: Machine, command: str, asked: Asks) -> None:
+    """What was asked for, by the only process or the first of several."""
     if reasons:
-        print(*(f"{'#' if only_print else '-'} {reason}" for reason in reasons), sep="\n", flush=True)
-    if only_print:
+        print(*(f"{'#' if asked.only_print else '-'} {reason}" for reason in reasons), sep="\n", flush=True)
+    if asked.only_print:
         print(files.dump(recipe))
         return
-    if dry:
-        _foretell(recipe, runs.resolve(), machine, price)
+    if asked.dry:
+        _foretell(recipe, runs.resolve(), machine, asked.price)
         return
-    made = _make(recipe, runs, machine, "gambeson run " + " ".join(argv))
+    made = _make(recipe, runs, machine, command, asked.take_over)
     if reasons:
         with atomic(made / "reasons.txt") as draft:
             draft.write_text("\n".join(reasons) + "\n", encoding="utf-8")
@@ -96,12 +123,13 @@ def _price(words: list[str]) -> float | None:
 
 def _foretell(recipe: Recipe, runs: Path, machine: Machine, price: float | None) -> None:
     """Prints what the run would do and cost. Raises UserError as the run itself would before its first stage."""
-    from gambeson.recipes.plan import cost, plan
+    from gambeson.recipes.plan import cost, disk, plan
 
     check_plan(recipe, recipe.arms)
     real, timing = recipe.data.load(), remembered(runs / TIMINGS)
     print(*plan(recipe, real), sep="\n", flush=True)
     print(*cost(recipe, real, timing, machine.workers, machine.device, price), sep="\n")
+    print(disk(recipe, real, runs))
 
 
 def _sets() -> list[str]:
@@ -122,7 +150,7 @@ def _images(word: str, words: list[str], machine: Machine, runs: Path) -> Asked 
     )
 
 
-def _make(recipe: Recipe, runs: Path, machine: Machine, command: str) -> Path:
+def _make(recipe: Recipe, runs: Path, machine: Machine, command: str, take_over: bool) -> Path:
     """Makes the run, writes its report and prints its table; the run's folder."""
     from rich.console import Console
 
@@ -130,12 +158,17 @@ def _make(recipe: Recipe, runs: Path, machine: Machine, command: str) -> Path:
     from gambeson.report.gather import gather
     from gambeson.screen import ProgressScreen
 
-    console = Console()
+    console, workers = Console(), machine.workers
+    if distributed.together():  # all go through the same stages in one order: no jobs side by side
+        workers = 1
+    else:
+        machine = replace(machine, workers=1)
     with ProgressScreen(console) as screen:
-        made = execute(recipe, runs, machine.workers, screen, command, replace(machine, workers=1))
+        made = execute(recipe, runs, workers, screen, command, machine, take_over)
     print("making the page; what it shows is kept for the next time", flush=True)
-    material = gather(made)
-    path = page.write(material, made.folder / "report.html")
+    with distributed.apart():
+        material = gather(made)
+        path = page.write(material, made.folder / "report.html")
     console.print(verdict.terminal_table(material))
     for sentence in verdict.judge(material).headlines[:1]:
         console.print(sentence, markup=False, highlight=False)

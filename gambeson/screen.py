@@ -149,11 +149,28 @@ Report = Callable[[str, int, int], None]
 """(stage, done, total), as `store.Store` reports."""
 
 
+class Unseen:
+    """A screen that shows nothing."""
+
+    def show(self, news: News) -> None:
+        """Nothing."""
+
+
+@contextmanager
+def following() -> Iterator[ProgressScreen | Unseen]:
+    """A screen for the first process, or the only one; the others of a group show nothing."""
+    if not distributed.leads():
+        yield Unseen()
+        return
+    with ProgressScreen(Console()) as screen:
+        yield screen
+
+
 @contextmanager
 def shown(job: str) -> Iterator[tuple[Report, Callable[[str], None]]]:
     """What a store tells of one job and what its stages say, on the screen; silent in all processes but the first."""
-    if not distributed.leads():
-        yield lambda stage, done, total: None, lambda line: None
-        return
-    with ProgressScreen(Console()) as screen:
-        yield lambda stage, done, total: screen.show(News(job, stage, done, total)), screen.say
+    with following() as screen:
+        if isinstance(screen, Unseen):
+            yield lambda stage, done, total: None, lambda line: None
+        else:
+            yield lambda stage, done, total: screen.show(News(job, stage, done, total)), screen.say

@@ -23,8 +23,7 @@ from gambeson.disk import open_folder, read_json
 from gambeson.errors import UserError, require
 from gambeson.machine import Machine
 from gambeson.models.memory import memory_told
-from gambeson.options import take, take_flag, take_machine, take_runs
-from gambeson.processes import cores
+from gambeson.options import ENGINE_OPTIONS, take, take_flag, take_machine, take_runs
 from gambeson.recipe import fill_threat
 from gambeson.report import delivery
 from gambeson.robustness.subjects import Named, subject_of, trained_threat
@@ -69,8 +68,8 @@ options, besides every field (gambeson select STORE --score NAME --help lists th
   --runs DIR       where the work is kept (default ./runs or $GAMBESON_RUNS)
   --device D       cpu (default), cuda, cuda:1, mps; also $GAMBESON_DEVICE
   --micro-batch N  images in a network at once (default {together})
-  --workers N      threads on a CPU (default: its cores)
-
+  --workers N      processes of one thread each (default: the cores of this machine; 1 on an accelerator)
+{engine}
 Scores that look at images are kept beside the store: another --keep, --per-class or --out finds them.
 Exit codes: 0 done, 2 a mistake in what was asked, 3 the machine could not (disk, permission, damaged file)."""
 
@@ -93,7 +92,7 @@ def read(argv: list[str]) -> Asked:
     """The words of the command. Raises UserError: what was expected, what came, the fix."""
     words = list(argv)
     told = {name: take(words, f"--{name}") for name in ("labels", "model", "data", "data-root", "out", "threat")}
-    runs, machine, default = take_runs(words), take_machine(words), _default(words)
+    runs, machine, default = take_runs(words), take_machine(words, cluster=True), _default(words)
     first = words.pop(0) if words and not words[0].startswith("-") else None
     require(first is not None, "gambeson select", "a store first", " ".join(words) or "nothing")
     require(not machine.compile, "--compile", "nothing: networks are asked as they are", machine.compile)
@@ -145,10 +144,11 @@ def select(argv: list[str]) -> None:
     """gambeson select STORE --labels LABELS --score NAME [OPTIONS]"""
     asks, named = {"--help", "-h"} & set(argv), bool(argv) and not argv[0].startswith("-")
     if not argv or (asks and not named):
-        print(USAGE.format(scores="\n".join(map(_described, get_args(Scorers))), together=TOGETHER))
+        scores = "\n".join(map(_described, get_args(Scorers)))
+        print(USAGE.format(scores=scores, together=TOGETHER, engine=ENGINE_OPTIONS))
         return
     asked, threads = read(argv), torch.get_num_threads()
-    torch.set_num_threads(max(min(asked.machine.workers, cores()), 1))
+    torch.set_num_threads(1)  # as in the processes beside this one: their number changes no bit
     size = asked.machine.micro_batch or TOGETHER
     try:
         with memory_told(f"Start the same command again with fewer images in a network at once (--micro-batch {size})"):

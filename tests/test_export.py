@@ -15,6 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 import gambeson
+from gambeson.disk import checksum
 from gambeson.errors import EnvironmentFault, UserError
 from gambeson.models import card as card_module
 from gambeson.models import hub
@@ -448,12 +449,21 @@ def test_the_export_command_writes_both_forms(tmp_path: Path, capfd: pytest.Capt
     assert "torchvision" not in noise
     again = load_robustbench(tmp_path / "zoo.pt", WideResNetSpec(depth=10, width=1))
     assert torch.equal(again.logits.weight, model.logits.weight)  # type: ignore[union-attr]
+    for name in ("zoo.pt", "wide.onnx"):
+        card = (tmp_path / f"{name}.md").read_text()
+        assert card.startswith((tmp_path / "wide" / "README.md").read_text().rstrip("\n"))
+        assert f"SHA-256 {checksum(tmp_path / name)}" in card
     assert main(["export", str(tmp_path / "wide"), *words]) == 2
     assert "nothing lies yet" in capfd.readouterr().err
     small = tmp_path / "small.safetensors"
     net = ResNetSpec(width=4).build(1, 10, 0)
-    save_tensors(small, net.state_dict(), classifier_header(net, (1, 8, 8)))
+    save_tensors(small, net.state_dict(), classifier_header(net, (1, 8, 8)) | {"licence": "MIT", "real_sets": ["mine"]})
+    (tmp_path / "README.md").write_text("of something else")
     assert main(["export", str(small), "--onnx", str(tmp_path / "small.onnx")]) == 0
+    card = (tmp_path / "small.onnx.md").read_text()
+    assert "licence: MIT" in card
+    assert "mine" in card
+    assert "something else" not in card
     assert main(["export", str(small), "--robustbench", str(tmp_path / "no.pt")]) == 2
     assert "WideResNet" in capfd.readouterr().err
     assert main(["export", str(small)]) == 2

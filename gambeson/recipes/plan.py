@@ -6,8 +6,10 @@ counted, without weights, and divided by what a card is assumed to do.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,6 +33,7 @@ from gambeson.recipes.costs import (
     span,
     stage_seconds,
 )
+from gambeson.synthesis import room
 from gambeson.training.classifier import ClassifierTraining
 from gambeson.training.diffusion import DenoiserTraining
 
@@ -258,3 +261,17 @@ def _parts(recipe: Recipe, stages: Stages) -> list[str]:
 def _left_out(recipe: Recipe) -> list[str]:
     """What the forecast does not cover."""
     return [] if recipe.assessment is None else ["AutoAttack comes on top of that; its time is not estimated"]
+
+
+def disk(recipe: Recipe, real: ImageSet, runs: Path) -> str:
+    """How many bytes the synthetic images of all arms and seeds take, and how many are free below `runs`."""
+    g, control = recipe.generation, recipe.control
+    sizes = {
+        Arm.PLAIN: room.store_bytes(g.count, g.block, g.blocks_per_shard, real.shape),
+        Arm.GUIDED: room.store_bytes(g.count, g.block, g.blocks_per_shard, real.shape),
+        Arm.GAUSSIAN: room.store_bytes(control.count, control.block, control.blocks_per_shard, real.shape),
+    }
+    need = recipe.seeds * sum(sizes.get(arm, 0) for arm in recipe.arms)
+    free = shutil.disk_usage(room.existing(runs)).free
+    short = "" if need < free else ": that is not enough"
+    return f"disk: {room.told(need)} for synthetic images, {room.told(free)} free{short}"

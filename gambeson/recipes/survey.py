@@ -13,6 +13,7 @@ from PIL import Image
 from gambeson.data.datasets import Data, ImageFolder, NpzImages
 from gambeson.data.folder import PARTS
 from gambeson.data.npz import LABELS, TEST_IMAGES, keys_of, read_arrays
+from gambeson.data.pictures import DAMAGE, FORMATS
 from gambeson.errors import UserError
 
 LOOKED_AT = 1000
@@ -94,10 +95,10 @@ def _heads(files: list[Path]) -> tuple[tuple[int, ...], bool]:
     sides, modes = [], set()
     for place in places.tolist():
         try:
-            with Image.open(files[place]) as picture:
+            with Image.open(files[place], formats=FORMATS) as picture:
                 sides.append(min(picture.size))
                 modes.add(picture.mode)
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        except DAMAGE:
             continue
     return tuple(sorted(sides)), bool(modes) and modes <= {"1", "L"}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from gambeson.data.imageset import Split
 from gambeson.errors import UserError, require
+from gambeson.models.files import load_tensors, save_tensors
 from gambeson.models.network import ClassifierNetwork
 from gambeson.synthesis.pool import Pool
 from gambeson.types import Features, Images, Labels
@@ -82,6 +84,17 @@ def real_centroids(model: ClassifierNetwork, real: Split, pool: Pool) -> Centroi
     parts = zip(real.images.split(pool.together), real.labels.split(pool.together), strict=True)
     found = class_means(((features_of(model, x.to(pool.device)), y) for x, y in parts), pool.classes)
     return _moved(found, pool.device)
+
+
+def save_centroids(path: Path, found: Centroids) -> None:
+    """Keeps them beside the scores that they are needed for."""
+    save_tensors(path, {"means": found.means.cpu(), "present": found.present.cpu()}, {"kind": "centroids"})
+
+
+def kept_centroids(path: Path, device: str) -> Centroids:
+    """Those that `save_centroids` kept, on a device."""
+    tensors, _ = load_tensors(path)
+    return _moved(Centroids(tensors["means"], tensors["present"]), device)
 
 
 def _moved(found: Centroids, device: str) -> Centroids:

@@ -1,4 +1,4 @@
-"""Generates a store of synthetic images, block by block, in one process or several; and fits embedding networks.
+"""Generates a store of synthetic images, block by block, by any fleet of workers; and fits embedding networks.
 
 A finished block is never sampled again, and is the same for any number of workers, shard size, order and restart.
 """
@@ -6,8 +6,8 @@ A finished block is never sampled again, and is the same for any number of worke
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
-from concurrent.futures import FIRST_EXCEPTION, wait
+from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,23 +17,26 @@ from safetensors import safe_open
 from torch import Tensor
 
 from gambeson.canonical import digest, plain
-from gambeson.data.datasets import ImageSet
+from gambeson.data.datasets import ImageSet, Split
 from gambeson.data.exchange.store_card import images_card
 from gambeson.data.mixture import to_uint8
 from gambeson.data.synthetic import StoreWriter, inherited
 from gambeson.errors import UserError
+from gambeson.fleet import Tool
 from gambeson.heritage import carried, seen
 from gambeson.machine import Machine, make_repeatable
+from gambeson.mirror import Mirror, have
 from gambeson.models.classifiers import load_encoder
 from gambeson.models.denoiser import NetworkDenoiser, load_denoiser
 from gambeson.models.files import load_tensors, load_weights, save_tensors
-from gambeson.processes import pool
 from gambeson.randomness import derive
 from gambeson.sampling.embedding import EmbeddingLearner, FittedEmbedding
 from gambeson.sampling.guidance import Contrastive, ContrastiveGuidance
 from gambeson.sampling.pairs import PreviousStep
 from gambeson.store import RESUME, Artifact, Workspace, stage
 from gambeson.synthesis.generation import Bound, Generation, Networks, sample_block
+from gambeson.synthesis.pace import Pace
+from gambeson.synthesis.room import check_room, store_bytes
 from gambeson.training.cards import embedding_card
 
 UNCONDITIONED = -1
@@ -66,6 +69,8 @@ class Sources:
 
         `fitting`: the embedding network is to be fitted now. Raises UserError where it should be there and is not.
         """
+        for path in filter(None, (self.denoiser, self.encoder, self.embedding)):
+            have(path)  # on another machine than the one that asked
         denoiser = load_denoiser(self.denoiser).to(device)
         check_fit(denoiser.shape, denoiser.classes, self.real)
         encoder = None if self.encoder is None else load_encoder(self.encoder, denoiser.shape).to(device)
@@ -84,6 +89,18 @@ class Sources:
             return replace(networks, learner=EmbeddingLearner(network, embedding.learning_rate))
         load_weights(network, load_tensors(self.embedding)[0], str(self.embedding))
         return replace(networks, embedding=network.eval().requires_grad_(False))
+
+    def to_send(self, spec: Generation) -> Sources:
+        """The same for workers elsewhere: real images only where guidance draws some, and of them the train part alone.
+
+        Raises UserError, as `open` does, for a denoiser of other images than the real ones.
+        """
+        header, real = _header(self.denoiser), self.real
+        check_fit(tuple(header["shape"]), header["classes"], real)
+        if real is None or not (isinstance(spec.guidance, Contrastive) and spec.guidance.pairs.reals(spec.block)):
+            return replace(self, real=None)
+        none = Split(real.train.images[:0].clone(), real.train.labels[:0].clone())
+        return replace(self, real=replace(real, validation=none, test=none))
 
 
 def check_fit(shape: tuple[int, int, int], classes: int, real: ImageSet | None) -> None:
@@ -171,11 +188,20 @@ def generate(
     writer = StoreWriter(
         root=work.folder / "images", blocks=spec.blocks, blocks_per_shard=spec.blocks_per_shard, origin=origin
     )
+    _check_disk(work, spec, sources)
     if spec.in_order:
         _in_order(work, spec, sources, writer, seed)
     else:
         _in_any_order(work, spec, sources, writer, seed)
     writer.finish(origin)
+
+
+def _check_disk(work: Workspace, spec: Generation, sources: Sources) -> None:
+    """EnvironmentFault, before anything is made, where the disk will not hold the images."""
+    shape = _header(sources.denoiser).get("shape")
+    if shape is not None and Mirror.of(work.folder) is None:  # an object store has room
+        need = store_bytes(spec.count, spec.block, spec.blocks_per_shard, tuple(shape))
+        check_room(work.folder / "images", need, f"{spec.count:,} images of {' x '.join(map(str, shape))} numbers")
 
 
 def _origin(
@@ -205,13 +231,21 @@ def _in_order(work: Workspace, spec: Generation, sources: Sources, writer: Store
 
 def _in_any_order(work: Workspace, spec: Generation, sources: Sources, writer: StoreWriter, seed: int) -> None:
     """Twice at most: blocks that turn out torn when their shard is full, after a loss of power, are made again."""
+    given = (spec, sources.to_send(spec) if work.machine.aside else sources, writer, work.machine, seed)
     for _ in range(2):
         missing = writer.missing()
         done = spec.blocks - len(missing)
-        blocks = _here if work.machine.workers == 1 or len(missing) < 2 else _side_by_side
-        for _ in blocks(spec, sources, writer, work.machine, seed, missing):
-            done += 1
-            work.progress(done, spec.blocks)
+        pace = Pace("generate", spec.count, done * spec.block, work.machine.unit, work.say)
+        with closing(work.machine.fleet.each(open_maker, given, missing, work.say)) as blocks:
+            for _ in pace.watch(blocks, lambda block: spec.size(block.item)):
+                done += 1
+                work.progress(done, spec.blocks)
+
+
+def open_maker(spec: Generation, sources: Sources, writer: StoreWriter, machine: Machine, seed: int) -> Tool:
+    """What makes a block, its networks opened: once in each worker."""
+    make_repeatable(machine)
+    return Maker.start(spec, sources.open(spec, machine.device, seed), writer, machine, seed).make
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,9 +282,8 @@ class Maker:
 
     def make(self, block: int) -> int:
         """Samples a block and stores it, unless it is there; the block."""
-        spec = self.spec
+        spec, size = self.spec, self.spec.size(block)
         images, labels = self.sample(block)
-        size = min(spec.block, spec.count - block * spec.block)
         labels = torch.full((spec.block,), UNCONDITIONED) if labels is None else labels
         if not self.writer.has(block):
             self.writer.put(block, to_uint8(images[:size]), labels[:size].numpy(), self._facts())
@@ -261,38 +294,3 @@ class Maker:
         if isinstance(self.guidance, ContrastiveGuidance) and self.guidance.spec.clip is not None:
             return {f"guidance_{name}": value for name, value in self.guidance.tally.items()}
         return {}
-
-
-def _here(
-    spec: Generation, sources: Sources, writer: StoreWriter, machine: Machine, seed: int, blocks: list[int]
-) -> Iterable[int]:
-    """The blocks one after another in this process."""
-    if blocks:
-        maker = Maker.start(spec, sources.open(spec, machine.device, seed), writer, machine, seed)
-        yield from map(maker.make, blocks)
-
-
-def _side_by_side(
-    spec: Generation, sources: Sources, writer: StoreWriter, machine: Machine, seed: int, blocks: list[int]
-) -> Iterable[int]:
-    """The blocks in several processes of one thread, which take them in turn."""
-    shares = [blocks[worker :: machine.workers] for worker in range(min(machine.workers, len(blocks)))]
-    waiting = set(blocks)
-    with pool(machine.workers) as workers:
-        pending = {workers.submit(_share, spec, sources, writer, machine, seed, share) for share in shares}
-        while pending:
-            finished, pending = wait(pending, timeout=0.5, return_when=FIRST_EXCEPTION)
-            for future in finished:
-                future.result()
-            made = sorted(block for block in waiting if writer.has(block))
-            waiting -= set(made)
-            yield from made
-
-
-def _share(
-    spec: Generation, sources: Sources, writer: StoreWriter, machine: Machine, seed: int, blocks: list[int]
-) -> None:
-    """One worker's blocks."""
-    make_repeatable(machine)
-    for _ in _here(spec, sources, writer, machine, seed, blocks):
-        pass

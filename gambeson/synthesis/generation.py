@@ -80,6 +80,10 @@ class Generation:
         """Number of blocks; the last one is sampled in full and cut."""
         return -(-self.count // self.block)
 
+    def size(self, block: int) -> int:
+        """How many images of a block are kept."""
+        return min(self.block, self.count - block * self.block)
+
     @property
     def in_order(self) -> bool:
         """Whether blocks must be made one after another (the authors' embedding, which learns as it goes)."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, ClassVar
 
@@ -15,8 +16,12 @@ from gambeson.data.scores import Scores, ScoreWriter, as_numpy
 from gambeson.data.synthetic import SyntheticStore
 from gambeson.disk import read_json
 from gambeson.errors import UserError, require, unknown
-from gambeson.synthesis.pool import Context, Piece, Pool, Rows, Score, Scorer, TrainingScorer
-from gambeson.types import PerImage, Progress
+from gambeson.fleet import Nearby, Tool
+from gambeson.store import Artifact, Workspace
+from gambeson.synthesis.centroids import Centroids, kept_centroids, save_centroids
+from gambeson.synthesis.pace import Pace
+from gambeson.synthesis.pool import Context, Piece, Pool, PreparingScorer, Rows, Score, Scorer, TrainingScorer
+from gambeson.types import PerImage
 
 REVISION = 2
 """Raised when a scorer's meaning changes."""
@@ -87,12 +92,13 @@ def _short(digests: list[str]) -> str:
     return ", ".join(digest[:12] for digest in digests)
 
 
-def keep_scores(score: Scorer, context: Context, digests: Mapping[str, str], progress: Progress) -> KeptScores:
+def keep_scores(score: Scorer, context: Context, digests: Mapping[str, str], work: Workspace) -> KeptScores:
     """Computes the scores of the shards that have none, and says where they are.
 
     digests: of what the scorer needs. The scorer's own digest is taken over it, these, the labels, and the weights of
     networks that it trains itself: scores that a break left are gone on with by the same networks only, while those of
-    all images serve whoever trained for them. progress: told (images scored, images).
+    all images serve whoever trained for them. work: whose progress is told (images scored, images), and whose fleet
+    scores, a shard at a time.
     """
     pool, bound = context.pool, None
     about = _about(score, pool, digests)
@@ -105,7 +111,7 @@ def keep_scores(score: Scorer, context: Context, digests: Mapping[str, str], pro
     writer = ScoreWriter(store=pool.store, digest=canonical.digest(about), scorer=about, against=against)
     missing = writer.missing()
     if missing:
-        _write(writer, bound or score.bind(context), pool, frozenset(missing), progress)
+        _write(writer, bound or _prepared(score, context, writer), context, missing, work)
     return KeptScores(digest=writer.digest, other_teacher=True)
 
 
@@ -128,17 +134,68 @@ def _about(score: Scorer, pool: Pool, digests: Mapping[str, str]) -> dict[str, A
     return {**about, "real": digests.get("real"), "revision": REVISION}
 
 
-def _write(writer: ScoreWriter, score: Score, pool: Pool, missing: frozenset[int], progress: Progress) -> None:
+def _prepared(score: Scorer, context: Context, writer: ScoreWriter) -> tuple[Scorer, Context]:
+    """The scorer with what it needs in every worker: what takes a pass over all images is made now, once.
+
+    Centroids are kept beside the scores, and found there after a break.
+    """
+    if not isinstance(score, PreparingScorer):
+        return score, context
+    path = context.pool.store.root / "scores" / writer.digest / "centroids.safetensors"
+    if path.is_file():
+        return score, replace(context, ahead=kept_centroids(path, context.pool.device))
+    made = score.prepared(context)
+    if isinstance(made, Centroids):
+        save_centroids(path, made)
+    return score, replace(context, ahead=made)
+
+
+def _write(
+    writer: ScoreWriter,
+    score: Score | tuple[Scorer, Context],
+    context: Context,
+    missing: list[int],
+    work: Workspace,
+) -> None:
     """Scores the missing shards; each is kept when it is whole."""
-    done, parts = frozenset(range(len(pool.store.rows))) - missing, list[np.ndarray]()
-    seen = sum(pool.store.rows[shard] for shard in done)
-    for piece in pool.pieces(but=done):
-        parts.append(piece.spread(scored(score, piece)))
-        seen += len(piece.labels)
-        progress(seen, len(pool.store))
-        if sum(map(len, parts)) == pool.store.rows[piece.shard]:
-            writer.put(piece.shard, {COLUMN: np.concatenate(parts)})
-            parts.clear()
+    pool, rows = context.pool, context.pool.store.rows
+    done = len(pool.store) - sum(rows[shard] for shard in missing)
+    given = (_sent(score) if work.machine.aside else score, pool, Nearby(work.progress), done)
+    pace = Pace("score", len(pool.store), done, work.machine.unit, work.say)
+    with closing(work.machine.fleet.each(open_scorer, given, missing, work.say)) as shards:
+        for shard in pace.watch(shards, lambda shard: rows[shard.item]):
+            writer.put(shard.item, {COLUMN: shard.result})
+            done += rows[shard.item]
+            work.progress(done, len(pool.store))
+
+
+def _sent(score: Score | tuple[Scorer, Context]) -> Score | tuple[Scorer, Context]:
+    """The same for workers elsewhere, without what only this process has or needs."""
+    if not isinstance(score, tuple):
+        return score
+    scorer, context = score
+    return scorer, replace(context, once=_elsewhere, real=None if context.ahead is not None else context.real)
+
+
+def _elsewhere(*arguments: Any, **named: Any) -> Artifact:
+    raise AssertionError("a scorer's worker trains nothing")
+
+
+def open_scorer(score: Score | tuple[Scorer, Context], pool: Pool, progress: Nearby, done: int) -> Tool:
+    """What scores a shard, its networks opened: once in each worker. done: images that were scored before."""
+    bound = score[0].bind(score[1]) if isinstance(score, tuple) else score
+    seen = done
+
+    def scorer(shard: int) -> np.ndarray:
+        nonlocal seen
+        parts = []
+        for piece in pool.pieces(shard=shard):
+            parts.append(piece.spread(scored(bound, piece)))
+            seen += len(piece.labels)
+            progress(seen, len(pool.store))
+        return np.concatenate(parts)
+
+    return scorer
 
 
 def scored(score: Score, piece: Piece) -> np.ndarray:

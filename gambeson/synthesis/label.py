@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,19 +26,25 @@ from gambeson.data.shards import batches_of
 from gambeson.data.synthetic import SyntheticStore
 from gambeson.disk import atomic, write_json
 from gambeson.errors import UserError, require
+from gambeson.fleet import Nearby, Tool
 from gambeson.heritage import noted
+from gambeson.machine import Machine, make_repeatable
+from gambeson.mirror import brought
 from gambeson.robustness.subjects import Named, subject_of
 from gambeson.store import Artifact, Workspace, stage
 from gambeson.synthesis.agreement import Tally, report
+from gambeson.synthesis.pace import Pace
 from gambeson.synthesis.teachers import Teacher, TeacherFiles, open_teachers, together
-from gambeson.types import Labels, Logits
+from gambeson.types import Labels, Logits, Progress
 
 LABELS, REPORT = "labels.parquet", "labels.json"
 """The files that the stage writes."""
 DROPPED = -1
 """The label of an image that is left out: no selection takes it."""
 PART = 1 << 16
-"""Images, about, that are labelled before their labels are kept: what a break loses, and what is in memory."""
+"""Images, about, of a row group of the labels: what is in memory at once while they are joined."""
+PIECE = 1 << 12
+"""Images, about, that a worker labels before their labels are kept: what a break loses."""
 _READ = 1 << 14
 """Images whose logits are read at once, for their soft labels."""
 
@@ -131,15 +139,53 @@ def label(work: Workspace, spec: Labeling, synthetic: Artifact | Source, *teache
     source = _images(synthetic)
     opened = open_teachers(teachers, source, class_names(source), work.machine.device)
     _check_conditions(spec, source)
-    size = max(PART // spec.batch_size, 1) * spec.batch_size  # whole batches: the same ones whatever was done before
-    parts = {first: work.folder / "parts" / f"{first:012d}.parquet" for first in range(0, len(source), size)}
-    for first, path in parts.items():
-        if not (path.is_file() and Tally.noted(path)):
-            table = _labelled(work, spec, source, opened, range(first, min(first + size, len(source))))
-            with atomic(path) as temporary:
-                pq.write_table(table, temporary, write_page_checksum=True)
-        work.progress(min(first + size, len(source)), len(source))
-    _finish(work, spec, source, opened, list(parts.values()))
+    pieces = {rows: _piece(work.folder, rows) for rows in _pieces(len(source), spec.batch_size)}
+    missing = [rows for rows, path in pieces.items() if not _whole(path, rows)]
+    given = (spec, source, teachers if work.machine.aside else opened, work.machine, Nearby(work.progress))
+    done = len(source) - sum(map(len, missing))
+    pace = Pace("label", len(source), done, work.machine.unit, work.say)
+    with closing(work.machine.fleet.each(open_labeller, given, missing, work.say)) as labelled:
+        for piece in pace.watch(labelled, lambda piece: len(piece.item)):
+            with atomic(pieces[piece.item]) as temporary:
+                pq.write_table(piece.result, temporary, write_page_checksum=True)
+            done += len(piece.item)
+            work.progress(done, len(source))
+    _finish(work, spec, source, opened, pieces)
+
+
+def _pieces(count: int, batch: int) -> Iterator[range]:
+    """The images in parts, and these in pieces, of whole batches: always the same, whatever was done before."""
+    part, piece = (max(size // batch, 1) * batch for size in (PART, min(PIECE, PART)))
+    for first in range(0, count, part):
+        for start in range(first, min(first + part, count), piece):
+            yield range(start, min(start + piece, first + part, count))
+
+
+def _piece(folder: Path, rows: range) -> Path:
+    """Where the labels of these images are kept until all are there."""
+    return folder / "parts" / f"{rows.start:012d}.parquet"
+
+
+def _whole(path: Path, rows: range) -> bool:
+    """Whether these images' labels are there, counted; what an earlier version cut otherwise is made anew."""
+    return path.is_file() and Tally.noted(path) and pq.read_metadata(path).num_rows == len(rows)
+
+
+def open_labeller(
+    spec: Labeling,
+    source: Source,
+    teachers: Sequence[TeacherFiles] | list[Teacher],
+    machine: Machine,
+    progress: Nearby,
+) -> Tool:
+    """What labels a range of the images, its teachers opened: once in each worker."""
+    make_repeatable(machine)
+    for each in teachers:
+        if isinstance(each, Artifact):
+            brought(each.folder)  # on another machine than the one that asked
+    opened = [each for each in teachers if isinstance(each, Teacher)]
+    opened = opened or open_teachers(teachers, source, class_names(source), machine.device)  # type: ignore[arg-type]
+    return lambda rows: _labelled(spec, source, opened, rows, machine.device, progress)
 
 
 def _images(synthetic: Artifact | Source) -> Source:
@@ -161,20 +207,22 @@ def _check_conditions(spec: Labeling, source: Source) -> None:
     )
 
 
-def _labelled(work: Workspace, spec: Labeling, source: Source, teachers: list[Teacher], rows: range) -> pa.Table:
+def _labelled(
+    spec: Labeling, source: Source, teachers: list[Teacher], rows: range, device: str, progress: Progress
+) -> pa.Table:
     """Labels, conditions and logits of these images, batch by batch; what was counted stands in the metadata."""
     labels, conditions, logits = [], [], []
     tally = Tally.empty(teachers[0].classes, len(teachers))
     for start in rows[:: spec.batch_size]:
         stop = min(start + spec.batch_size, rows.stop)
         pixels, told = source.stretch(start, stop)
-        images, condition = from_uint8(pixels).to(work.machine.device), torch.from_numpy(told)
+        images, condition = from_uint8(pixels).to(device), torch.from_numpy(told)
         each = [teacher.logits(images, start) for teacher in teachers]
         logits.append(together(each))
         labels.append(_kept(spec, condition, logits[-1]))
         conditions.append(condition)
         tally += Tally.of(condition, labels[-1], logits[-1], each)
-        work.progress(stop, len(source))
+        progress(stop, len(source))
     columns = {"label": torch.cat(labels).numpy(), "condition": torch.cat(conditions).numpy()}
     table = pa.table({**columns, "logits": as_arrow(torch.cat(logits).numpy())})
     return table.replace_schema_metadata(tally.note())
@@ -186,9 +234,11 @@ def _kept(spec: Labeling, condition: Labels, logits: Logits) -> Labels:
     return labels if spec.disagreeing == "keep" else labels.where(logits.argmax(1) == condition, DROPPED)
 
 
-def _finish(work: Workspace, spec: Labeling, source: Source, teachers: list[Teacher], parts: list[Path]) -> None:
-    """The results, out of the parts, which go."""
-    tally = sum((Tally.read(path) for path in parts), Tally.empty(teachers[0].classes, len(teachers)))
+def _finish(
+    work: Workspace, spec: Labeling, source: Source, teachers: list[Teacher], pieces: dict[range, Path]
+) -> None:
+    """The results, out of the pieces, which go."""
+    tally = sum(map(Tally.read, pieces.values()), Tally.empty(teachers[0].classes, len(teachers)))
     if not tally.kept.sum():
         raise UserError(
             f"labeling.disagreeing: expected to keep at least one of {len(source)} images, but the teacher says "
@@ -198,25 +248,37 @@ def _finish(work: Workspace, spec: Labeling, source: Source, teachers: list[Teac
     origins = {"images": source.digest, "teachers": [teacher.digest for teacher in teachers]}
     about = {**origins, "soft": soft, **noted(work.heritage)}
     with atomic(work.folder / LABELS) as temporary:
-        _join(parts, temporary, about)
+        _join(_parts(pieces, spec.batch_size), temporary, about)
     names = class_names(source) or tuple(map(str, range(teachers[0].classes)))
     found = report(tally, names, teachers)
     told = {"by": type(spec.by).__name__, "disagreeing": spec.disagreeing, "soft": soft}
     write_json(work.folder / REPORT, {**told, **found})
     if found["empty"]:
         work.say(f"label: no image of {', '.join(found['empty'])} is left")
-    for path in parts:
+    for path in pieces.values():
         path.unlink()
     (work.folder / "parts").rmdir()
 
 
-def _join(parts: list[Path], path: Path, about: dict[str, Any]) -> None:
+def _parts(pieces: dict[range, Path], batch: int) -> list[list[Path]]:
+    """The files of each part."""
+    size = max(PART // batch, 1) * batch
+    return [[path for _, path in group] for _, group in groupby(pieces.items(), lambda piece: piece[0].start // size)]
+
+
+def _join(parts: list[list[Path]], path: Path, about: dict[str, Any]) -> None:
     """One file of several, a part at a time in memory; `about` stands in its schema's metadata."""
     metadata = {"labeling": json.dumps(about, sort_keys=True)}
-    with pq.ParquetWriter(path, pq.read_schema(parts[0]).with_metadata(metadata), write_page_checksum=True) as writer:
+    schema = pq.read_schema(parts[0][0]).with_metadata(metadata)
+    with pq.ParquetWriter(path, schema, write_page_checksum=True) as writer:
         for part in parts:
-            with open_labels(part) as file:
-                writer.write_table(file.read().replace_schema_metadata(metadata))
+            tables = [_read_piece(piece).replace_schema_metadata(metadata) for piece in part]
+            writer.write_table(pa.concat_tables(tables).combine_chunks())
+
+
+def _read_piece(path: Path) -> pa.Table:
+    with open_labels(path) as file:
+        return file.read()
 
 
 def open_labels(path: Path) -> Intact:

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 
 from gambeson.data.imageset import ImageSet
@@ -20,6 +22,7 @@ from gambeson.data.synthetic import SyntheticStore
 from gambeson.disk import checksum
 from gambeson.errors import UserError, require
 from gambeson.heritage import told
+from gambeson.mirror import have
 from gambeson.models.network import ClassifierNetwork
 from gambeson.quality.memorisation import CopyTest
 from gambeson.quality.space import Pixels, embed
@@ -125,7 +128,7 @@ class Pool:
 
     def open(self) -> Intact:
         """labels.parquet. UserError where there is none, EnvironmentFault, naming it, where it is damaged."""
-        require(self.labels.path.is_file(), "labels", "a labels.parquet", f"{self.labels.path}")
+        require(have(self.labels.path), "labels", "a labels.parquet", f"{self.labels.path}")
         return open_labels(self.labels.path)
 
     @cached_property
@@ -134,20 +137,19 @@ class Pool:
         with self.open() as file:
             return as_numpy(next(batches_of(file, 1, ["logits"]))["logits"]).shape[1]
 
-    def pieces(self, looks: bool = True, but: frozenset[int] = frozenset()) -> Iterator[Piece]:
-        """The pool from front to back, always cut alike. UserError for labels beyond the classes.
+    def pieces(self, looks: bool = True, shard: int | None = None) -> Iterator[Piece]:
+        """The pool, or one shard of it, from front to back, always cut alike. UserError for labels beyond the classes.
 
-        looks: whether images will be asked for, so that few rows come at once. but: shards that are left out.
+        looks: whether images will be asked for, so that few rows come at once.
         """
         starts, size = np.cumsum([0, *self.store.rows]), self.together if looks else READ
-        place = 0
+        bounds = (0, len(self.store)) if shard is None else (int(starts[shard]), int(starts[shard + 1]))
         with self.open() as file:
-            for batch in batches_of(file, READ, ["label", "condition", "logits"]):
+            for place, batch in _overlapping(file, range(*bounds)):
                 labels, conditions, logits = (as_numpy(batch[name]) for name in ("label", "condition", "logits"))
-                for shard, part in _cuts(place, len(labels), starts, size):
-                    if shard not in but:
-                        yield self._piece(shard, place, part, labels[part], conditions[part], logits[part])
-                place += len(labels)
+                for own, part in _cuts(place, len(labels), starts, size):
+                    if shard in (None, own):
+                        yield self._piece(own, place, part, labels[part], conditions[part], logits[part])
 
     def _piece(
         self, shard: int, place: int, part: slice, labels: np.ndarray, conditions: np.ndarray, logits: np.ndarray
@@ -165,6 +167,19 @@ class Pool:
         columns = (labels[inside].astype(np.int64), logits[inside].astype(np.float32), inside + start)
         given = (torch.from_numpy(column).to(self.device) for column in columns)
         return Piece(shard, start, labels, conditions, logits.argmax(1), inside, Rows(*given, read=read))
+
+
+def _overlapping(file: pq.ParquetFile, rows: range) -> Iterator[tuple[int, pa.RecordBatch]]:
+    """(first row, batch of the labels) of those that have some of these rows; row groups without any are not read."""
+    end = 0
+    for group in range(file.num_row_groups):
+        place, end = end, end + file.metadata.row_group(group).num_rows
+        if place >= rows.stop or end <= rows.start:
+            continue
+        for batch in file.iter_batches(READ, row_groups=[group], columns=["label", "condition", "logits"]):
+            if place < rows.stop and place + len(batch) > rows.start:
+                yield place, batch
+            place += len(batch)
 
 
 def _cuts(place: int, count: int, starts: np.ndarray, size: int) -> Iterator[tuple[int, slice]]:
@@ -199,6 +214,7 @@ class Context:
     teacher: ClassifierNetwork | None = None
     encoder: ClassifierNetwork | None = None
     real: ImageSet | None = None
+    ahead: Any = None  # what a scorer that prepares has made of the whole pool or of real images
 
     def network(self, role: Role) -> ClassifierNetwork:
         """One of the classifiers, frozen, in eval mode, on the pool's device."""
@@ -237,6 +253,16 @@ class Scorer(Protocol):
     def bind(self, context: Context) -> Score:
         """The score of one image, by the networks and images at hand."""
         ...
+
+
+@runtime_checkable
+class PreparingScorer(Scorer, Protocol):
+    """A scorer with a pass over the pool or over real images before the first score: it is made once for all workers.
+
+    `prepared`: what it makes, which can be pickled; `bind` finds it in `Context.ahead`, or makes it itself.
+    """
+
+    def prepared(self, context: Context) -> Any: ...
 
 
 @runtime_checkable

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from gambeson.errors import require
 from gambeson.models.network import ClassifierNetwork
-from gambeson.quality.discriminator import Discrimination, DiscriminatorScore
+from gambeson.quality.discriminator import CrossFitted, Discrimination, DiscriminatorScore
+from gambeson.quality.memorisation import CopyTest
 from gambeson.randomness import image_keys, uniform
 from gambeson.robustness.attack_losses import Network, threat_of
 from gambeson.robustness.inner import last
@@ -114,9 +115,14 @@ def _needed(network: Role, of: str = "synthetic") -> tuple[str, ...]:
 
 def _centroids(network: Role, of: str, context: Context) -> tuple[ClassifierNetwork, Centroids]:
     model = context.network(network)
+    return model, context.ahead or _prepared(network, of, context)
+
+
+def _prepared(network: Role, of: str, context: Context) -> Centroids:
+    model = context.network(network)
     if of == "real":
-        return model, real_centroids(model, context.real_set().train, context.pool)
-    return model, pool_centroids(model, context.pool)
+        return real_centroids(model, context.real_set().train, context.pool)
+    return pool_centroids(model, context.pool)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,6 +144,10 @@ class Separability:
         """The network; real images for their centroids."""
         return _needed(self.network, self.of)
 
+    def prepared(self, context: Context) -> Centroids:
+        """The centroids."""
+        return _prepared(self.network, self.of, context)
+
     def bind(self, context: Context) -> Score:
         """Minus the sum of distances."""
         model, centroids = _centroids(self.network, self.of, context)
@@ -158,6 +168,10 @@ class OwnCentroid:
         """The network; real images for their centroids."""
         return _needed(self.network, self.of)
 
+    def prepared(self, context: Context) -> Centroids:
+        """The centroids."""
+        return _prepared(self.network, self.of, context)
+
     def bind(self, context: Context) -> Score:
         """Minus the distance."""
         model, centroids = _centroids(self.network, self.of, context)
@@ -177,6 +191,10 @@ class CentroidMargin:
     def needs(self) -> tuple[str, ...]:
         """The network; real images for their centroids."""
         return _needed(self.network, self.of)
+
+    def prepared(self, context: Context) -> Centroids:
+        """The centroids."""
+        return _prepared(self.network, self.of, context)
 
     def bind(self, context: Context) -> Score:
         """The difference. UserError where one class alone has images."""
@@ -313,7 +331,17 @@ class Discriminator:
         score, pool = DiscriminatorScore(discrimination=self.discrimination), context.pool
         judged = score.fit(context.once, context.real_set().train, pool.store, seed=self.seed, device=pool.device)
         digest = weights_digest([judge.model for judge in judged.judges])
-        return TrainedScore(lambda rows: judged(rows.positions, rows.images), digest)
+        return TrainedScore(_Judged(judged), digest)
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """The score by these discriminators, which travels to other processes."""
+
+    judged: CrossFitted
+
+    def __call__(self, rows: Rows) -> PerImage:
+        return self.judged(rows.positions, rows.images)
 
 
 def weights_digest(models: Sequence[Network]) -> str:
@@ -338,9 +366,13 @@ class TrainDistance:
         """Real images."""
         return ("real",)
 
+    def prepared(self, context: Context) -> CopyTest:
+        """The train images with their yardstick."""
+        return context.copies
+
     def bind(self, context: Context) -> Score:
         """The distance."""
-        test = context.copies
+        test: CopyTest = context.ahead or context.copies
         return lambda rows: test.nearest(rows.images.flatten(1).cpu())[0]
 
 

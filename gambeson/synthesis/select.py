@@ -184,7 +184,7 @@ def _kept(score: Scorers | TrainDistance, context: Context, digests: Mapping[str
     """The scorer; one that looks at images with its scores kept beside the store."""
     if not score.looks:
         return score
-    return keep_scores(score, context, {name: digests[name] for name in score.needs}, work.progress)
+    return keep_scores(score, context, {name: digests[name] for name in score.needs}, work)
 
 
 def _leave_out_copies(context: Context, digests: Mapping[str, str], work: Workspace, beside: _Beside) -> list[int]:
