@@ -6,7 +6,7 @@ STAMP := $(VENV)/.ready
 TORCH := torch==2.13.0
 RUN_IN := OMP_NUM_THREADS=1 $(BIN)/python
 
-.PHONY: demo test slow check size bench docs setup
+.PHONY: demo test slow check size bench docs fuzz setup
 setup: $(STAMP)
 
 # torch first and alone, unless one is there: then nothing pulls a second build (README, "Set-up"). constraints.txt pins
@@ -39,6 +39,9 @@ size: $(STAMP)
 docs: $(STAMP)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 	$(BIN)/python docs/tools/links.py site
+
+fuzz: $(STAMP)
+	$(RUN_IN) -m tests.fuzz.run --seconds $${SECONDS_EACH:-60}
 
 bench: $(STAMP)
 	$(RUN_IN) benchmarks/side_by_side.py

@@ -7,20 +7,30 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Iterator
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import timedelta
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
+
+from gambeson.errors import require
 
 PATIENCE = timedelta(hours=6)
-"""How long processes wait for each other; what only the first one does (reading a large file) may take long."""
+"""How long processes wait for each other within a step; `wait` has no limit."""
+PAUSE = 0.25
+"""Seconds, at most, between two looks at whether all have come."""
 
+T = TypeVar("T")
 _apart: ContextVar[bool] = ContextVar("apart", default=False)
+_meeting: ContextVar[Meeting | None] = ContextVar("meeting", default=None)
 
 
 def together() -> bool:
@@ -62,16 +72,29 @@ def joined(device: str = "cpu") -> Iterator[str]:
     if int(os.environ.get("WORLD_SIZE", 1)) == 1 or together():
         yield device
         return
+    if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun starts each in a session of its own: nothing else ends them
+        threading.Thread(target=_end_after, args=(os.getppid(),), daemon=True).start()
     on_cards = device == "cuda"
     if on_cards:
         device = f"cuda:{os.environ['LOCAL_RANK']}"
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if on_cards else "gloo", timeout=PATIENCE)
+    kept, here, count = next(rendezvous("env://", timeout=PATIENCE))
+    group = {"store": PrefixStore("default_pg", kept), "rank": here, "world_size": count, "timeout": PATIENCE}
+    dist.init_process_group("nccl" if on_cards else "gloo", **group)
+    token = _meeting.set(Meeting(PrefixStore("gambeson", kept), count))
     try:
         yield device
         wait()  # all leave together
     finally:
+        _meeting.reset(token)
         dist.destroy_process_group()
+
+
+def _end_after(parent: int) -> None:
+    """Ends this process when torchrun is gone (SIGKILL leaves no other sign)."""
+    while os.getppid() == parent:
+        time.sleep(0.3)
+    os._exit(1)
 
 
 def leave(code: int) -> NoReturn:
@@ -84,6 +107,17 @@ def leave(code: int) -> NoReturn:
         sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
+
+
+def shares(images: int) -> int:
+    """How many parts a batch of so many images is cut into, one for each process. UserError for fewer than those."""
+    require(images >= world(), "batch_size", f"at least {world()} images, one for each process", images)
+    return world()
+
+
+def share(parts: Sequence[T]) -> T:
+    """This process's of the parts."""
+    return parts[rank()]
 
 
 @torch.no_grad()
@@ -129,7 +163,30 @@ def told(thing: Any) -> Any:
     return box[0]
 
 
+class Meeting:
+    """Where processes wait for each other as long as it takes, without a card or a core at work meanwhile.
+
+    What the first does alone (a million images) may take days, and a collective operation gives up before.
+    """
+
+    def __init__(self, kept: Store, count: int) -> None:
+        """kept: the store of torchrun's processes, through which they found each other."""
+        self.kept, self.count, self.met = kept, count, 0
+
+    def __call__(self) -> None:
+        """Returns when every process has come here as often as this one."""
+        self.met += 1
+        name, pause = f"wait {self.met}", 0.001
+        come = self.kept.add(name, 1)
+        while come < self.count:
+            time.sleep(pause)
+            come, pause = self.kept.add(name, 0), min(2 * pause, PAUSE)
+
+
 def wait() -> None:
     """Returns when every process has come here."""
     if together():
-        dist.barrier()
+        meeting = _meeting.get()
+        if meeting is not None:
+            meeting()
+        dist.barrier()  # nobody goes on, and ends the store perhaps, before the last has seen that all are here

@@ -6,6 +6,7 @@ The command line is checked by the same functions (`build`, `from_text`): what i
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -20,6 +21,10 @@ from gambeson.canonical import alternatives, components, field_help, hints, item
 from gambeson.errors import EnvironmentFault, UserError, nearest, unknown
 
 T = TypeVar("T")
+LONGEST, MOST_VALUES = 200_000, 50_000
+"""Characters of a recipe file, and values in it with aliases written out, at most; the longest known has 15,000."""
+MOST_SHOWN = 500
+"""Characters of a value in an error."""
 
 
 @cache
@@ -37,8 +42,18 @@ def _numbers(value: Any, hint: Any) -> Any:
     kinds = alternatives(hint)
     if isinstance(value, str) and float in kinds and str not in kinds:
         with suppress(ValueError, ZeroDivisionError, OverflowError):
-            return float(Fraction(value))
+            return _number(value)
     return value
+
+
+def _number(text: str) -> float:
+    """The number that '1e-3' or '8/255' says; ValueError for another text, or one beyond a float."""
+    if "/" in text:
+        return float(Fraction(text))
+    number = float(text)  # Fraction("1e999999999") would count out all its digits
+    if not math.isfinite(number):
+        raise ValueError(text)
+    return number
 
 
 def leaf(value: Any, hint: Any, path: str) -> Any:
@@ -50,13 +65,17 @@ def leaf(value: Any, hint: Any, path: str) -> Any:
 
     try:
         return _adapter(hint).validate_json(json.dumps(_numbers(value, hint)), strict=True)
-    except (ValidationError, TypeError):
+    except (ValidationError, TypeError, ValueError):
         raise UserError(f"{path}: expected {type_text(hint)}, got {_shown(value)}") from None
 
 
 def _shown(value: Any) -> str:
-    """A value from outside, as it stands in the file."""
-    return f"the text {value!r}" if isinstance(value, str) else json.dumps(value, default=str)
+    """A value from outside, as it stands in the file; a long one is cut."""
+    try:
+        text = f"the text {value!r}" if isinstance(value, str) else json.dumps(value, default=str)
+    except (TypeError, ValueError):  # keys that JSON has not
+        text = repr(value)
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
 
 
 def construct(cls: type[T], values: Mapping[str, Any], path: str) -> T:
@@ -77,14 +96,15 @@ def _pick(kinds: Sequence[type], value: Any, path: str, classes: Mapping[str, ty
     named = {name_of(kind): kind for kind in kinds}
     given = {"class": value or "none"} if value is None or isinstance(value, str) else value
     if not isinstance(given, dict):
-        raise UserError(f"{path or 'recipe'}: expected fields of {' or '.join(named)}, got {given!r}")
+        raise UserError(f"{path or 'recipe'}: expected fields of {' or '.join(named)}, got {_shown(given)}")
     word = given.get("class", next(iter(named)) if len(named) == 1 else None)
     if word is None:
         raise UserError(
-            f"{path}: expected `class:` with one of {', '.join(named)}, got only {', '.join(given) or '{}'}"
+            f"{path}: expected `class:` with one of {', '.join(named)}, got only "
+            f"{', '.join(map(str, given))[:MOST_SHOWN] or '{}'}"
         )
     if str(word) not in named:
-        error = unknown("component", str(word), named)
+        error = unknown("component", str(word)[:100], named)
         elsewhere = " (which exists, but does not fit here)" if str(word) in classes else ""
         raise UserError(f"{path or 'recipe'}: {error}{elsewhere}")
     return named[str(word)], {k: v for k, v in given.items() if k != "class"}
@@ -96,9 +116,9 @@ def _component(kinds: Sequence[type], value: Any, path: str, classes: Mapping[st
     types = {} if cls is NoneType else hints(cls)
     for name in given:
         if name not in types:
-            likely = nearest(str(name), types)[:3]
+            likely = nearest(str(name)[:100], types)[:3]
             raise UserError(
-                f"{_join(path, name)}: {name_of(cls)} has no such field; "
+                f"{_join(path, str(name)[:100])}: {name_of(cls)} has no such field; "
                 + (f"nearest: {', '.join(likely)}" if likely else "it has none")
             )
     values = {name: _field(given[name], types[name], _join(path, name), classes) for name in types if name in given}
@@ -113,7 +133,7 @@ def _field(value: Any, hint: Any, path: str, classes: Mapping[str, type]) -> Any
     if not many:
         return _component(kinds, value, path, classes)
     if not isinstance(value, list):
-        raise UserError(f"{path}: expected a list of {type_text(hint)}, got {value!r}")
+        raise UserError(f"{path}: expected a list of {type_text(hint)}, got {_shown(value)}")
     return tuple(_component(kinds, item, f"{path}.{i}", classes) for i, item in enumerate(value))
 
 
@@ -197,19 +217,46 @@ def parse_yaml(text: str, source: str = "recipe") -> Any:
         """YAML's safe loader, but a key given twice is an error instead of the last one winning."""
 
         def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-            keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-            for i, key in enumerate(keys):
-                if any(key.value == earlier.value for earlier in keys[:i]):
-                    raise yaml.MarkedYAMLError(problem=f"{key.value!r} twice", problem_mark=key.start_mark)
+            seen: set[str] = set()
+            for key, value in node.value:
+                if isinstance(key, yaml.ScalarNode):
+                    if key.value in seen:
+                        raise yaml.MarkedYAMLError(problem=f"{key.value!r} twice", problem_mark=key.start_mark)
+                    seen.add(key.value)
+                    if key.value == "<<" and isinstance(value, yaml.SequenceNode):  # of these a bomb can be made
+                        raise yaml.MarkedYAMLError(problem="several mappings merged", problem_mark=key.start_mark)
             return super().construct_mapping(node, deep)
 
+    if len(text) > LONGEST:
+        raise UserError(f"{source}: expected at most {LONGEST:,} characters of YAML, got {len(text):,}")
     try:
-        return yaml.load(text, Loader)
+        tree = yaml.load(text, Loader)
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise UserError(f"{source}{line}: expected YAML (name: value), got {error.problem}") from None
     except yaml.YAMLError as error:
         raise UserError(f"{source}: expected YAML (name: value), got {error}") from None
+    except (ValueError, LookupError, AttributeError, TypeError, ArithmeticError, RecursionError) as error:
+        what = f"{type(error).__name__}: {error}"  # yaml's own constructors, of dates and numbers that are none
+        raise UserError(f"{source}: expected YAML (name: value), got what is none ({what[:MOST_SHOWN]})") from None
+    _check_size(tree, source)
+    return tree
+
+
+def _check_size(tree: Any, source: str) -> None:
+    """UserError for a tree that aliases make larger than a file can be, or endless, and for numbers beyond use."""
+    left, count = [tree], 0
+    while left:
+        value = left.pop()
+        if isinstance(value, dict | list | tuple | set):
+            left += value
+            left += value.values() if isinstance(value, dict) else ()
+        if isinstance(value, int) and value.bit_length() > 1024:
+            raise UserError(f"{source}: expected numbers of a computer's size, got one of {value.bit_length()} bits")
+        if (count := count + 1) > MOST_VALUES:
+            raise UserError(
+                f"{source}: expected at most {MOST_VALUES:,} values, got more, or some that hold themselves"
+            )
 
 
 def load(path: str | os.PathLike[str], root: type[T], classes: Mapping[str, type] | None = None) -> T:

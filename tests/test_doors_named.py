@@ -24,6 +24,7 @@ from gambeson.data.cifar import Cifar10, parse_batch
 from gambeson.data.gtsrb import CLASSES, Gtsrb
 from gambeson.data.idx import FashionMnist, Mnist, read_idx
 from gambeson.data.imagenet64 import ImageNet64
+from gambeson.data.matlab import Variable
 from gambeson.data.portions import groups_held_out
 from gambeson.data.svhn import Svhn, read_mat
 from gambeson.data.tiny_imagenet import TinyImageNet
@@ -375,8 +376,9 @@ def test_mat_files_that_are_refused(root: Path, name: str) -> None:
 
 def test_a_mat_that_declares_gigabytes_is_not_believed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mat(tmp_path / "a.mat", 4)
-    monkeypatch.setattr("scipy.io.whosmat", lambda _: [("X", (32, 32, 3, 10**9), "uint8"), ("y", (10**9, 1), "uint8")])
-    monkeypatch.setattr("scipy.io.loadmat", lambda *_, **__: pytest.fail("it was read"))
+    huge = [Variable(name, shape, "uint8", 0, 0, 0) for name, shape in (("X", (32, 32, 3, 10**9)), ("y", (10**9, 1)))]
+    monkeypatch.setattr("gambeson.data.svhn.variables", lambda _: huge)
+    monkeypatch.setattr("gambeson.data.svhn.arrays", lambda *_: pytest.fail("it was read"))
     with pytest.raises(UserError, match="bytes that the file can hold"):
         read_mat(tmp_path / "a.mat")
 

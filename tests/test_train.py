@@ -81,6 +81,22 @@ def test_a_classifier_comes_out_that_others_can_load(tmp_path: Path, capsys: pyt
     assert "there already" in capsys.readouterr().out
 
 
+def test_a_licence_told_later_reaches_a_training_that_is_found_again(tmp_path: Path) -> None:
+    """The same images imported once more, with what is known of them: nothing is trained anew, the card tells it."""
+    images = peer_file(tmp_path / "1m.npz")
+    told = ["--licence", "CC-BY-4.0", "--additional-data", "ImageNet"]
+    for name, words in (("bare", []), ("noted", told)):
+        assert main(["store", "import", str(images), "--out", name, *words]) == 0
+        assert run("--data", "digits", "--synthetic", name, "--preset", "edm-at", *SHORT) == 0
+        (folder,) = Path("runs/models").iterdir()
+        config, card = json.loads((folder / "config.json").read_text()), (folder / "README.md").read_text()
+        assert config.get("licence") == ("CC-BY-4.0" if words else None)
+        assert ("ImageNet" in card, "ImageNet" in config.get("additional_data", ())) == (bool(words), bool(words))
+        assert "Nothing is known of the real images behind" in card  # whose images are the pretended model's?
+    assert len(list(Path("runs/stages/train_classifier").iterdir())) == 1
+    assert from_pretrained(folder).classes == 10
+
+
 def test_a_store_and_a_folder_of_images_and_small_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """One's own images as a folder; the synthetic ones in a store of gambeson; the small network is taken by itself."""
     from PIL import Image

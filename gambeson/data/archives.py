@@ -5,22 +5,39 @@ A file with a published checksum must have it; what an archive declares is check
 
 from __future__ import annotations
 
+import errno
+import lzma
+import re
+import struct
 import tarfile
+import tokenize
 import zlib
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import NoReturn, Protocol, runtime_checkable
+from tarfile import ReadError, TarFile, TarInfo
+from typing import Any, NoReturn, Protocol, runtime_checkable
 from zipfile import BadZipFile, ZipFile
 
 from gambeson.errors import UserError, require
 
 DEFLATION = 1032
 """Bytes that one byte of a deflated stream can stand for, at most."""
+_LONGEST_HEAD = 1 << 16
+"""Bytes of what a tar says of a member beside its head, at most."""
 LARGEST = 2**28
 """Bytes of the largest member that is read out of an archive; CIFAR's batches, the largest known, take 154 million."""
-DAMAGE = (BadZipFile, tarfile.TarError, zlib.error, EOFError, OSError, ValueError, NotImplementedError, RuntimeError)
-"""What Python's readers of archives raise for files that are damaged or of another kind."""
+DAMAGE = (
+    BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, struct.error, tokenize.TokenError, EOFError, OSError,
+    ValueError, TypeError, AttributeError, LookupError, ArithmeticError, NotImplementedError, RuntimeError, MemoryError,
+)  # fmt: skip
+"""What Python's readers of archives, numpy's and scipy's raise for files that are damaged or of another kind."""
+
+
+def is_damage(error: Exception) -> bool:
+    """Whether one of DAMAGE tells of the file rather than of the disk: of OSErrors only those without the system's
+    number, and EINVAL, with which a place before the file's beginning is refused."""
+    return not isinstance(error, OSError) or error.errno in (None, errno.EINVAL)
 
 
 @runtime_checkable
@@ -111,14 +128,66 @@ def opened(place: Path) -> Iterator[Files]:
         yield Zipped(place, archive)
 
 
+class Member(TarInfo):
+    """A tar's head whose further records are looked at before tarfile searches them: its search of many digits in a row
+    takes their number squared (CVE-2024-6232)."""
+
+    def _proc_pax(self, archive: TarFile) -> TarInfo:
+        held: Any = archive.fileobj
+        blocks = -(-self.size // tarfile.BLOCKSIZE)
+        ahead = held.read(blocks * tarfile.BLOCKSIZE) if 0 <= self.size <= _LONGEST_HEAD else b"0" * 100
+        if re.search(rb"\d{100}", ahead):
+            raise ReadError(f"expected records of at most {_LONGEST_HEAD:,} bytes without long numbers")
+        archive.fileobj = _Again(ahead, held)  # type: ignore[assignment]
+        try:
+            return super()._proc_pax(archive)  # type: ignore[misc]
+        finally:
+            archive.fileobj = held
+
+
+class _Again:
+    """A file of which the next bytes have been read."""
+
+    def __init__(self, ahead: bytes, held: Any) -> None:
+        self.ahead, self.held = ahead, held
+
+    def read(self, size: int) -> bytes:
+        """The next bytes."""
+        given, self.ahead = self.ahead[:size], self.ahead[size:]
+        return given or self.held.read(size)
+
+    def tell(self) -> int:
+        """Where they are."""
+        return self.held.tell() - len(self.ahead)
+
+
+def members(archive: TarFile) -> Iterator[TarInfo]:
+    """The heads of an archive's members, not kept in memory. ReadError where they lead back (CVE-2025-8194).
+
+    Only those of plain files have a content that may be asked for: a link's, a device's, a sparse file's is none.
+    """
+    here = -1
+    while (member := archive.next()) is not None:
+        archive.members.clear()  # type: ignore[attr-defined]
+        if member.size < 0 or archive.offset <= here:  # type: ignore[attr-defined]
+            raise ReadError("expected members one after another, got sizes below 0")
+        here = archive.offset  # type: ignore[attr-defined]
+        yield member
+
+
+def is_plain(member: TarInfo) -> bool:
+    """Whether a member is a file with a content of its own: no link, no device, no holes."""
+    return member.isfile() and not member.issparse()
+
+
 def tar_members(place: Path, wanted: Collection[str]) -> dict[str, bytes]:
     """The wanted members of a .tar.gz by the last part of their names. Raises UserError naming those not in it."""
     found: dict[str, bytes] = {}
     try:
-        with tarfile.open(published(place), "r|gz") as archive:
-            for member in archive:
+        with tarfile.open(published(place), "r|gz", tarinfo=Member) as archive:
+            for member in members(archive):
                 name = PurePosixPath(member.name).name
-                if member.isfile() and name in wanted:
+                if is_plain(member) and name in wanted:
                     if member.size > LARGEST:
                         _too_large(place, name, member.size)
                     content = archive.extractfile(member)

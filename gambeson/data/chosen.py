@@ -99,17 +99,18 @@ class Chosen:
         store: the one to take in place of that, wherever it lies now; the same images, which nothing here compares.
         UserError for what is no selection, EnvironmentFault, naming the file, for a damaged one.
         """
-        with _selection(path) as file:
+        with _selection(path) as file, file.intact():
             noted = (file.schema_arrow.metadata or {}).get(b"store")
             if noted is None or not {"position", "label"} <= set(file.schema_arrow.names):
                 raise UserError(
                     f"{path}: expected {_WANTED}, got something else ({', '.join(file.schema_arrow.names)}); give the "
                     "folder of the store, or that of a selection"
                 )
-            carries = json.loads((file.schema_arrow.metadata or {}).get(HERITAGE, b"{}"))
+            carries = dict(json.loads((file.schema_arrow.metadata or {}).get(HERITAGE, b"{}")))
+            place = noted.decode()
             columns = [_column(file, path, name) for name in ("position", "label")]
             soft = _rows(file, path) if SOFT in file.schema_arrow.names else None
-        found = store or SyntheticStore.open((path.parent / noted.decode()).resolve()).check()
+        found = store or SyntheticStore.open((path.parent / place).resolve()).check()
         return Chosen(found, columns[0], columns[1], soft, told(carries))
 
     def __len__(self) -> int:

@@ -131,7 +131,7 @@ class Gtsrb:
 
     def _image(self, files: Files, frame: Frame) -> np.ndarray:
         try:
-            with Image.open(io.BytesIO(files.read(frame.file))) as picture:
+            with Image.open(io.BytesIO(files.read(frame.file)), formats=("PPM",)) as picture:
                 x1, y1, x2, y2 = frame.roi
                 inside = 0 <= x1 < x2 <= picture.width and 0 <= y1 < y2 <= picture.height
                 sizes = f"a sign inside {picture.width} x {picture.height} pixels"

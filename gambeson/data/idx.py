@@ -12,6 +12,7 @@ import numpy as np
 from gambeson.data.archives import DAMAGE, DEFLATION, damaged, first_there, published
 from gambeson.data.assembly import Part, assembled, check_counts, chosen
 from gambeson.data.imageset import ImageSet, data_root
+from gambeson.data.npz import check_memory
 from gambeson.errors import UserError, require
 
 CLOTHES = ("T-shirt/top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
@@ -127,3 +128,4 @@ def _check_head(path: Path, shape: tuple[int, ...]) -> None:
             f"{path}: expected a head that declares at most the {most:,} bytes that the file can hold, got "
             f"{declared:,} {list(shape)}; it is damaged, or was made to fill memory"
         )
+    check_memory(path, declared * 4)

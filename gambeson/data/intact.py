@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from gambeson.data.archives import DAMAGE
 from gambeson.errors import EnvironmentFault, UserError
 
 _MAGIC = b"PAR1"
@@ -28,14 +29,17 @@ class Intact(pq.ParquetFile):
             begins = handle.read(len(_MAGIC))
         if begins != _MAGIC:
             raise UserError(f"{path}: expected {wanted}, got something else (no Parquet); check the path")
-        with self._told():
+        with self.intact():
             super().__init__(path, page_checksum_verification=True)
 
     @contextmanager
-    def _told(self) -> Iterator[None]:
+    def intact(self) -> Iterator[None]:
+        """Inside, what damage makes readers raise becomes EnvironmentFault, naming the file."""
         try:
             yield
-        except (pa.ArrowException, OSError) as error:
+        except (UserError, EnvironmentFault):
+            raise
+        except (pa.ArrowException, *DAMAGE) as error:
             first = (str(error).splitlines() or [type(error).__name__])[0]
             raise EnvironmentFault(
                 f"{self.path}: expected {self.wanted}, got a damaged file ({first}); {self.mend}"
@@ -43,10 +47,10 @@ class Intact(pq.ParquetFile):
 
     def iter_batches(self, *args: Any, **options: Any) -> Iterator[pa.RecordBatch]:
         """As pyarrow's."""
-        with self._told():
+        with self.intact():
             batches = super().iter_batches(*args, **options)
         while True:
-            with self._told():
+            with self.intact():
                 batch = next(batches, None)
             if batch is None:
                 return
@@ -54,5 +58,5 @@ class Intact(pq.ParquetFile):
 
     def read(self, *args: Any, **options: Any) -> pa.Table:
         """As pyarrow's."""
-        with self._told():
+        with self.intact():
             return super().read(*args, **options)

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import math
 import os
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
 
+from gambeson.data.archives import DAMAGE, is_damage
 from gambeson.data.imageset import ImageSet, Split, data_root
 from gambeson.data.portions import Places, Portions, at_most, balanced, parted, twins
 from gambeson.errors import UserError, require
@@ -24,6 +23,8 @@ TEST_IMAGES = ("x_test", "test_images")
 TEST_LABELS = ("y_test", "test_labels")
 """Keys by which images and labels are known; the test part may lie in the same file. `data`: see `unrolled`."""
 
+MOST_CLASSES = 100_000
+"""Labels from here on are taken for damage: a name, and an index, take memory for each class below."""
 Keys = Mapping[str, tuple[str, ...]]
 
 
@@ -65,7 +66,7 @@ class NpzImages:
         require(bool(self.path), "data.path", "an .npz file with images and labels", self.path)
         names = _class_names(Path(self.path))
         train, test = _read(Path(self.path), IMAGES, LABELS, self.groups), self._test()
-        names = names or tuple(map(str, range(int(train.labels.max()) + 1)))
+        names = names or numbered(self.path, int(train.labels.max()))
         _check_labels(Path(self.path).stem, [train.labels, *(() if test is None else (test.labels,))], names)
         if self.drop_test_twins and test is not None:
             train = train.without(test)
@@ -120,6 +121,12 @@ class _Raw:
         kept = ~twins(self.pixels, test.pixels, self.labels, self.groups)
         groups = None if self.groups is None else self.groups[kept]
         return replace(self, pixels=self.pixels[kept], labels=self.labels[kept], groups=groups)
+
+
+def numbered(source: object, highest: int) -> tuple[str, ...]:
+    """Names of classes that have numbers alone, up to the highest label. UserError for one beyond reason."""
+    require(highest < MOST_CLASSES, f"{source}: labels", f"below {MOST_CLASSES:,}, numbered 0, 1, 2, ...", highest)
+    return tuple(map(str, range(highest + 1)))
 
 
 def check_shares(validation: float, test: float) -> None:
@@ -241,9 +248,6 @@ def _recognised(path: Path, pixels: np.ndarray) -> Images:
     return torch.from_numpy((pixels[:, None] if grey else pixels).astype(np.float32))
 
 
-_DAMAGE = (ValueError, EOFError, KeyError, BadZipFile, zlib.error, NotImplementedError, RuntimeError, OverflowError)
-
-
 def keys_of(path: Path) -> list[str]:
     """The names of the arrays in an .npz file; UserError where there is none."""
     return list(_opened(path).keys())
@@ -258,7 +262,9 @@ def _opened(path: Path) -> np.lib.npyio.NpzFile:
     except (FileNotFoundError, IsADirectoryError):
         beside = "" if rooted == path else f", there or in the data root ({data_root()}; GAMBESON_DATA names another)"
         raise UserError(f"{path}: expected an .npz file{beside}, found none") from None
-    except _DAMAGE as error:
+    except DAMAGE as error:
+        if not is_damage(error):
+            raise
         why = "" if "pickle" in str(error) else f" ({error})"  # numpy advises to read what it does not know unsafely
         raise UserError(f"{path}: expected an .npz file, got a damaged or another one{why}") from error
     if not isinstance(opened, np.lib.npyio.NpzFile):
@@ -286,7 +292,9 @@ def read_arrays(path: Path, wanted: Keys) -> dict[str, np.ndarray]:
             declared = sum(_declared(path, archive, str(key)) for key in chosen.values())
             check_memory(path, declared)
             return {name: archive[key] for name, key in chosen.items() if key is not None}
-        except _DAMAGE as error:
+        except DAMAGE as error:
+            if not is_damage(error):
+                raise
             raise UserError(f"{path}: expected whole arrays, got a damaged archive ({error})") from error
 
 

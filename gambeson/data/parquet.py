@@ -13,9 +13,10 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from gambeson.data.archives import DAMAGE
 from gambeson.data.assembly import as_images
 from gambeson.data.imageset import ImageSet, Split
-from gambeson.data.npz import check_shares, divided
+from gambeson.data.npz import check_memory, check_shares, divided, numbered
 from gambeson.data.pictures import BadPicture, Rule, check_rule, read_pictures
 from gambeson.errors import UserError, require
 
@@ -127,7 +128,9 @@ class Table:
             with _reading(file), ParquetFile(file) as opened:
                 columns = _columns(file, opened.schema_arrow, spec)
                 names = _names(opened.schema_arrow, columns[1])
-                found = opened.read([columns[1]]).column(0).to_pylist()
+                check_memory(file, 4 * opened.metadata.num_rows * spec.size**2 * (1 if spec.grey else 3))
+                batches = opened.iter_batches(columns=[columns[1]])
+                found = [label for batch in batches for label in batch.column(0).to_pylist()]
             rows.append(len(found))
             labels += found
         kinds = {type(value) for value in labels}
@@ -143,7 +146,7 @@ class Table:
         if self.names:
             return self.names
         values = sorted(set(self.labels))
-        return tuple(values) if isinstance(values[0], str) else tuple(map(str, range(max(values[-1], 0) + 1)))
+        return tuple(values) if isinstance(values[0], str) else numbered(self.files[0], max(values[-1], 0))
 
     def split(self, rule: Rule, names: tuple[str, ...]) -> Split:
         """Images and labels. Raises UserError for labels that are no class, and as `read_pictures`."""
@@ -166,8 +169,19 @@ class Table:
 
         for file in self.files:
             with _reading(file), ParquetFile(file) as opened:
-                for batch in opened.iter_batches(batch_size=64, columns=[self.image]):
+                for batch in opened.iter_batches(batch_size=at_once(opened, 64), columns=[self.image]):
                     yield from batch.column(0)
+
+
+AT_ONCE = 1 << 28
+"""Bytes that the pictures of a few rows may take, if each is as large as its whole group of rows."""
+
+
+def at_once(opened: Any, most: int) -> int:
+    """Rows that are read at once: fewer where a picture may be large, as every row may hold the same one."""
+    # the groups' sizes: pyarrow ends the process where a damaged file does not say its columns'
+    sizes = [opened.metadata.row_group(i).total_byte_size for i in range(opened.num_row_groups)]
+    return max(1, min(most, AT_ONCE // max([1, *sizes])))
 
 
 def picture_of(cell: Any) -> bytes | np.ndarray:
@@ -176,6 +190,8 @@ def picture_of(cell: Any) -> bytes | np.ndarray:
 
     if cell is None:
         raise BadPicture("no such row, though there is a label")
+    if pa.types.is_struct(cell.type) and cell.type.get_field_index("bytes") < 0:
+        raise BadPicture(f"expected a struct with bytes, got {cell.type}")
     value = cell["bytes"] if pa.types.is_struct(cell.type) else cell
     if not value.is_valid:
         raise BadPicture("no picture" if value is cell else "a path, but no bytes; save the set with its images in it")
@@ -257,7 +273,7 @@ def _reading(file: Path) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except (ArrowException, OSError) as error:
+    except (*DAMAGE, ArrowException) as error:
         raise UserError(
             f"{file}: expected a whole Parquet file, got a damaged or another one ({error}); get it again"
         ) from error

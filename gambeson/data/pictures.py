@@ -36,7 +36,12 @@ REASONS = {
     "F": "32-bit numbers",
 }
 """Why a picture of another mode is not read as it is; all modes that begin with I;16 have 16 bits."""
-DAMAGE = (OSError, SyntaxError, ValueError, StructError, EOFError, Image.DecompressionBombError)
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "DIB", "PPM", "TIFF", "GIF", "JPEG2000", "TGA", "PCX", "ICO")
+"""Pillow's readers that are asked. Others hand files to programs (EPS to Ghostscript), or are hardly ever met."""
+DAMAGE = (
+    OSError, SyntaxError, ValueError, StructError, EOFError, Image.DecompressionBombError, LookupError, TypeError,
+    AttributeError, ArithmeticError, RuntimeError, NotImplementedError,
+)  # fmt: skip
 """What Pillow raises for files that are damaged or no pictures."""
 Resize = Literal["crop", "squash"]
 OnBadImage = Literal["fail", "skip"]
@@ -83,7 +88,7 @@ class Rule:
         try:
             if isinstance(source, np.ndarray):
                 return self._fitted(Image.fromarray(source[..., 0] if source.shape[2:] == (1,) else source))
-            with Image.open(source if isinstance(source, Path) else io.BytesIO(source)) as picture:
+            with Image.open(source if isinstance(source, Path) else io.BytesIO(source), formats=FORMATS) as picture:
                 if (fault := unlike(picture)) is not None:
                     raise BadPicture(f"mode {picture.mode}: {fault}")
                 return self._fitted(ImageOps.exif_transpose(picture))

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from gambeson.data.archives import DAMAGE, DEFLATION, damaged, first_there, published
+from gambeson.data.archives import DAMAGE, DEFLATION, damaged, first_there, is_damage, published
 from gambeson.data.assembly import Part, assembled, check_counts, chosen
 from gambeson.data.imageset import ImageSet, data_root
+from gambeson.data.matlab import Variable, arrays, variables
+from gambeson.data.npz import check_memory
 from gambeson.errors import UserError, require
 
 CLASSES = tuple(map(str, range(10)))
@@ -67,16 +67,17 @@ def read_mat(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
     Raises UserError for another version of MATLAB's format, other variables, shapes and labels, and a damaged file.
     """
-    from scipy.io import loadmat, whosmat
-
     _check_version(published(path))
     try:
-        _check_variables(path, {name: (shape, kind) for name, shape, kind in whosmat(str(path))})
-        found: dict[str, Any] = loadmat(str(path), variable_names=["X", "y"])
-        pixels, labels = np.asarray(found["X"]), np.asarray(found["y"]).reshape(-1)
+        there = variables(path)
+        _check_variables(path, there)
+        found = arrays(path, [variable for variable in there if variable.name in ("X", "y")])
+        pixels, labels = found["X"], found["y"].reshape(-1)
     except UserError:
         raise
-    except (*DAMAGE, TypeError, LookupError, MemoryError, struct.error) as error:
+    except DAMAGE as error:
+        if not is_damage(error):
+            raise
         raise damaged(path, "a whole MATLAB file with X and y", f"{type(error).__name__}: {error}") from error
     right = pixels.dtype == np.uint8 and labels.dtype.kind in "iuf" and len(labels) == pixels.shape[3]
     require(right, str(path), "bytes in X and whole numbers in y", f"{pixels.dtype} and {labels.dtype} {labels.shape}")
@@ -97,12 +98,16 @@ def _check_version(path: Path) -> None:
         )
 
 
-def _check_variables(path: Path, there: dict[str, tuple[tuple[int, ...], str]]) -> None:
+def _check_variables(path: Path, listed: list[Variable]) -> None:
     """UserError unless X is [32, 32, 3, N] bytes and y as many labels, and the file can hold them."""
-    (shape, kind), (count, _) = (there.get(name, ((), "")) for name in "Xy")
+    there = {variable.name: (variable.shape, variable.kind) for variable in listed}
+    (shape, kind), (count, told) = (there.get(name, ((), "")) for name in "Xy")
     n = shape[3] if len(shape) == 4 else 0
     if shape != (32, 32, 3, n) or kind != "uint8" or n < 1 or sorted(count) != [1, n]:
-        listed = ", ".join(f"{name} {kind} {list(shape)}" for name, (shape, kind) in there.items())
-        raise UserError(f"{path}: expected X uint8 [32, 32, 3, N] and y [N, 1], got {listed or 'nothing'}")
+        words = ", ".join(f"{name} {kind} {list(shape)}" for name, (shape, kind) in there.items())
+        raise UserError(f"{path}: expected X uint8 [32, 32, 3, N] and y [N, 1], got {words[:500] or 'nothing'}")
+    require(told != "other", f"{path}: y", "numbers", told)
+    require(len(there) == len(listed), f"{path}: variables", "one of each name", [each.name for each in listed][:20])
     declared, most = 3072 * n, DEFLATION * path.stat().st_size
     require(declared <= most, f"{path}: X", f"at most the {most:,} bytes that the file can hold", f"{declared:,}")
+    check_memory(path, 4 * declared)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from gambeson.errors import UserError, unknown
 from gambeson.models.cifar_resnet import CifarResNetSpec
-from gambeson.models.files import load_tensors, load_weights
+from gambeson.models.files import built, check_asked, check_shapes, load_tensors, load_weights
 from gambeson.models.network import ClassifierNetwork, ClassifierSpec
 from gambeson.models.noise_conditioned import NoiseConditionedClassifier, NoiseConditionedSpec
 from gambeson.models.preact_resnet import PreActResNetSpec
@@ -84,14 +85,31 @@ def load_encoder(
     tensors, header = load_tensors(path)
     if header.get("kind") != "classifier":
         raise UserError(f"{path}: expected the weights of a classifier, got {header.get('kind', 'a foreign file')!r}")
-    made_for = tuple(header.get("shape") or shape or ())
+    told = header.get("shape") or shape or ()
+    made_for = tuple(told) if isinstance(told, list | tuple) else (told,)
     if shape is not None and made_for != tuple(shape):
         raise UserError(
             f"{path}: expected a classifier of images of shape {tuple(shape)}, got one that was trained on {made_for}; "
             "train or choose one for images of this size"
         )
-    model = unfilled(spec_of(header["network"], str(path)), header["channels"], header["classes"])
-    return filled(model, tensors, str(path))
+    return described(header, tensors, str(path))
+
+
+def described(
+    told: Mapping[str, Any], tensors: Mapping[str, Tensor], source: str
+) -> ClassifierNetwork | NoiseConditionedClassifier:
+    """The network that a header or config describes, with these weights, frozen, in eval mode.
+
+    UserError for a description that is none, or asks for more than the weights fill: nothing of that is built.
+    """
+    sizes = [told.get(name) for name in ("channels", "classes")]
+    if not isinstance(told.get("network"), dict) or not all(type(n) is int and n > 0 for n in sizes):
+        expected = "a header that says network, channels and classes, as this version of gambeson writes it"
+        raise UserError(f"{source}: expected {expected}, got {', '.join(map(str, told))[:300] or 'none'}")
+    check_asked({**told["network"], "channels": sizes[0], "classes": sizes[1]}, tensors, source)
+    spec = spec_of(told["network"], source)
+    check = partial(_check_kind, tensors=tensors, source=source)
+    return filled(built(lambda: unfilled(spec, told["channels"], told["classes"]), check, source), tensors, source)
 
 
 def unfilled(spec: Spec, channels: int, classes: int) -> ClassifierNetwork | NoiseConditionedClassifier:
@@ -108,16 +126,24 @@ def filled(model: Model, tensors: Mapping[str, Tensor], source: str) -> Model:
 
     Raises UserError for weights of another architecture, naming both, and for those of other sizes than the spec's.
     """
+    _check_kind(model, tensors, source)
+    load_weights(model, dict(tensors), source)
+    return model.eval().requires_grad_(False)
+
+
+def _check_kind(
+    model: ClassifierNetwork | NoiseConditionedClassifier, tensors: Mapping[str, Tensor], source: str
+) -> None:
+    """UserError, naming both, for weights of another architecture than the model's, or of other sizes."""
     found = next((network for mark, network in _MARKS.items() if mark in tensors), None)
     if found not in (None, type(model).__name__):
         raise UserError(f"{source}: expected the weights of a {type(model).__name__} ({model.spec}), got a {found}'s")
     try:
-        load_weights(model, dict(tensors), source)
-    except ValueError as error:
+        check_shapes(model, tensors, source)
+    except UserError as error:
         raise UserError(
             f"{error}. They were asked for with {model.spec}, {model.channels} channels and {model.classes} classes"
         ) from error
-    return model.eval().requires_grad_(False)
 
 
 def spec_of(network: Mapping[str, Any], source: str = "classifier") -> Spec:
@@ -129,11 +155,13 @@ def spec_of(network: Mapping[str, Any], source: str = "classifier") -> Spec:
         name: tuple(value) if isinstance(value, list) else value for name, value in network.items()
     }
     name = fields.pop("class", "ResNetSpec")
-    if name not in _SPECS:
-        raise unknown("classifier network", name, _SPECS)
+    if not isinstance(name, str) or name not in _SPECS:
+        raise unknown("classifier network", str(name)[:100], _SPECS)
     try:
         return _SPECS[name](**fields)
-    except TypeError as error:
+    except UserError:
+        raise
+    except (TypeError, ValueError, LookupError, ArithmeticError, AttributeError) as error:
         raise UserError(
             f"{source}: expected the fields of {name} in this version of gambeson, got {', '.join(fields)} ({error})"
         ) from error

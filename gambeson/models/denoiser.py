@@ -19,7 +19,7 @@ from torch import Generator, Tensor, nn
 
 from gambeson.canonical import plain
 from gambeson.errors import UserError, require, unknown
-from gambeson.models.files import load_tensors, load_weights
+from gambeson.models.files import built, check_asked, check_shapes, load_tensors, load_weights
 from gambeson.schedules import cosine_alpha_bar, linear_alpha_bar, sigma_from_alpha_bar
 from gambeson.types import Denoiser, Features, Images, Labels, PerImage
 
@@ -309,9 +309,14 @@ def load_denoiser(path: Path) -> NetworkDenoiser:
         shape, classes, only = tuple(header["shape"]), header["classes"], header["conditional_only"]
         spec = _rebuilt(header["network"], SPECS)
         preconditioning = _rebuilt(header["preconditioning"], {"EDM": __name__, "VP": __name__})
-    except (KeyError, TypeError) as error:
+        sizes = [*shape, classes + 1]
+        require(len(shape) == 3 and all(type(n) is int and n > 0 for n in sizes), "shape, classes", "numbers", sizes)
+        check_asked({**header["network"], "shape": shape, "classes": classes}, tensors, str(path))
+    except UserError as error:
+        raise UserError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from None
+    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
         raise UserError(f"{path}: expected a header of this version of gambeson ({error}); train it again") from error
-    network = spec.build(shape[0], classes)
+    network = built(lambda: spec.build(shape[0], classes), lambda m: check_shapes(m, tensors, str(path)), str(path))
     load_weights(network, tensors, str(path))
     denoiser = NetworkDenoiser(network, preconditioning, spec=spec, classes=classes, shape=shape, conditional_only=only)
     return denoiser.eval().requires_grad_(False)
@@ -320,7 +325,7 @@ def load_denoiser(path: Path) -> NetworkDenoiser:
 def _rebuilt(described: Mapping[str, Any], modules: Mapping[str, str]) -> Any:
     """The dataclass that `canonical.plain` described; UserError for a class that the table does not have."""
     name = described["class"]
-    if name not in modules:
-        raise unknown("part of a denoiser", name, modules)
+    if not isinstance(name, str) or name not in modules:
+        raise unknown("part of a denoiser", str(name)[:100], modules)
     fields = {k: tuple(v) if isinstance(v, list) else v for k, v in described.items() if k != "class"}
     return getattr(importlib.import_module(modules[name]), name)(**fields)

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from gambeson.disk import atomic
-from gambeson.errors import EnvironmentFault
+from gambeson.errors import EnvironmentFault, UserError
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], header: dict[str, Any] | None) -> None:
@@ -41,7 +45,7 @@ def is_safetensors(path: Path) -> bool:
     try:
         with safe_open(path, framework="pt"):
             return True
-    except SafetensorError:
+    except (SafetensorError, OSError):
         return False
 
 
@@ -50,7 +54,7 @@ def header_of(path: Path) -> dict[str, Any]:
     try:
         with safe_open(path, framework="pt") as handle:
             found = json.loads((handle.metadata() or {}).get("gambeson", "{}"))
-    except (SafetensorError, OSError, ValueError):
+    except (SafetensorError, OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 
@@ -66,19 +70,89 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with safe_open(path, framework="pt") as handle:
             metadata = handle.metadata() or {}
-        return load_file(path), json.loads(metadata.get("gambeson", "{}"))
-    except SafetensorError as error:
+        header = json.loads(metadata.get("gambeson", "{}"))
+        if not isinstance(header, dict):
+            raise ValueError(f"a header that is a {type(header).__name__}")
+        return load_file(path), header
+    except (SafetensorError, ValueError, RecursionError, KeyError, AttributeError, TypeError, RuntimeError) as error:
         raise EnvironmentFault(f"{path}: expected a safetensors file, got a damaged one or another: {error}") from error
 
 
+_REPEATS = ("depth", "depths", "blocks", "layers", "num_layers", "layers_per_block")
+"""Names of settings that say how often something is repeated, in ours and in others' networks."""
+MOST_LAYERS = 4
+"""Layers that a header may ask for, at most, for each tensor that came with it."""
+
+
+def check_asked(described: object, tensors: Mapping[str, Tensor], source: str) -> None:
+    """UserError for a description of a network with more or wider layers than its weights can fill.
+
+    A stranger's header is believed in what it says only as far as its file is large: to build is to take memory.
+    """
+    described = _opened(described)
+    numbers, layers = sum(t.numel() for t in tensors.values()), MOST_LAYERS * len(tensors) + 64
+    wrong = [n for n in _numbers(described) if not -1_000_000 <= n <= max(numbers, 1000)]
+    if wrong or _count(described) > layers:
+        raise UserError(
+            f"{source}: expected the description of a network that its {len(tensors)} tensors of {numbers:,} numbers "
+            f"fill, got {str(described)[:300]}; it is damaged, or was made to fill memory"
+        )
+
+
+def _opened(described: object) -> object:
+    """The description with the JSON opened that some libraries' settings are kept in."""
+    if isinstance(described, str) and described.startswith("{"):
+        with contextlib.suppress(ValueError, RecursionError):
+            return json.loads(described)
+    if isinstance(described, Mapping):
+        return {name: _opened(value) for name, value in described.items()}
+    return described
+
+
+def _numbers(described: object) -> list[int | float]:
+    """All numbers in what JSON can say."""
+    if isinstance(described, Mapping):
+        described = list(described.values())
+    if isinstance(described, list | tuple):
+        return [number for item in described for number in _numbers(item)]
+    return [described] if isinstance(described, int | float) else []
+
+
+def _count(described: object) -> int | float:
+    """About how many layers a description asks for: its depth or its blocks, for each of its resolutions."""
+    if not isinstance(described, Mapping):
+        return 0
+    each = [sum(_numbers(described[name])) for name in _REPEATS if name in described]
+    stages = [len(value) for value in described.values() if isinstance(value, list | tuple)]
+    inner = [_count(value) for value in described.values()]
+    return max([0, *inner, max([1, *each]) * max([1, *stages])])
+
+
+def built(build: Callable[[], Network], check: Callable[[Network], None], source: str) -> Network:
+    """The network, built once one that takes no memory has passed the check. UserError for what cannot be built."""
+    try:
+        with torch.device("meta"):
+            check(build())
+        return build()
+    except UserError:
+        raise
+    except (ValueError, TypeError, LookupError, RuntimeError, ArithmeticError, AttributeError, AssertionError) as error:
+        raise UserError(f"{source}: expected the description of a network, got one that fails: {error}") from error
+
+
 def load_weights(module: nn.Module, tensors: dict[str, Tensor], source: str) -> None:
-    """Fills a module strictly. Raises ValueError naming missing, unexpected and wrongly shaped keys."""
+    """Fills a module strictly. Raises UserError naming missing, unexpected and wrongly shaped keys."""
+    check_shapes(module, tensors, source)
+    module.load_state_dict(tensors)
+
+
+def check_shapes(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
+    """UserError naming keys of a module that are missing, unexpected or of another shape."""
     own = module.state_dict()
     missing, unexpected = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
     shapes = [k for k in own.keys() & tensors.keys() if own[k].shape != tensors[k].shape]
     if missing or unexpected or shapes:
-        raise ValueError(
+        raise UserError(
             f"{source}: expected the weights of {type(module).__name__}; missing {missing}, unexpected {unexpected}, "
             f"of another shape {sorted(shapes)}"
         )
-    module.load_state_dict(tensors)

@@ -329,7 +329,7 @@ def _mapped(path: Path, config: Mapping[str, Any], name: str, words: Mapping[str
 def _json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: expected a JSON object, got: {error}") from error
     require(isinstance(content, dict), str(path), "a JSON object", type(content).__name__)
     return content

@@ -20,9 +20,10 @@ from gambeson.disk import atomic, read_json, write_json
 from gambeson.errors import EnvironmentFault, UserError, require
 from gambeson.heritage import carried, seen
 from gambeson.models.card import Card, card_text
-from gambeson.models.classifiers import filled, spec_of, unfilled
+from gambeson.models.classifiers import described
 from gambeson.models.files import load_tensors, save_tensors
 from gambeson.models.network import ClassifierNetwork
+from gambeson.models.noise_conditioned import NoiseConditionedSpec
 
 WEIGHTS, CONFIG, README = "model.safetensors", "config.json", "README.md"
 """The files of such a folder."""
@@ -103,10 +104,12 @@ def from_pretrained(place: str | Path, revision: str | None = None) -> Classifie
     folder = _folder(place, revision)
     config = _read_config(folder, place)
     source = str(place)
-    model = unfilled(spec_of(config["network"], source), config["channels"], config["classes"])
-    if not isinstance(model, ClassifierNetwork):
-        raise UserError(f"{place}: expected a classifier of images in [0, 1], got a {type(model).__name__}")
-    return filled(model, load_tensors(folder / WEIGHTS)[0], source)
+    network = config["network"]
+    if isinstance(network, dict) and network.get("class") == NoiseConditionedSpec.__name__:
+        raise UserError(f"{place}: expected a classifier of images in [0, 1], got a NoiseConditionedClassifier")
+    model = described(config, load_tensors(folder / WEIGHTS)[0], source)
+    assert isinstance(model, ClassifierNetwork), "the other kind was refused"
+    return model
 
 
 def config_of(place: str | Path, revision: str | None = None) -> dict[str, Any]:

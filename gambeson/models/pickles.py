@@ -168,6 +168,22 @@ def _weights_only(source: Path | io.BytesIO) -> Any:
         ) from None
 
 
+def _check_expanded(content: Any) -> None:
+    """UserError for a tensor of more numbers than are stored for it: to use it would be to take memory for them all."""
+    left, seen = [content], set[int]()
+    while left:
+        value = left.pop()
+        if isinstance(value, Tensor) and not value.is_sparse and not value.is_quantized:
+            stored = value.untyped_storage().nbytes()
+            if value.numel() * value.element_size() > stored:
+                raise UserError(
+                    f"expected a tensor of at most the {stored} bytes stored for it, got {list(value.shape)}"
+                )
+        if isinstance(value, dict | list | tuple) and id(value) not in seen:
+            seen.add(id(value))
+            left += value.values() if isinstance(value, dict) else value
+
+
 def _encode(text: str, encoding: str) -> bytes:
     """Bytes as protocol 2 writes them."""
     if encoding != "latin1":
@@ -193,16 +209,19 @@ GLOBALS: dict[tuple[str, str], Any] = {
 """The globals an EDM network pickle needs -> what stands for them here."""
 
 
-class _Reader(pickle.Unpickler):
-    """An unpickler that knows `GLOBALS` and nothing else."""
+class _Reader(pickle._Unpickler):
+    """An unpickler that knows `GLOBALS` and nothing else.
 
-    def find_class(self, module_name: str, global_name: str, /) -> Any:
-        if (module_name, global_name) not in GLOBALS:
+    Python's own: the one in C takes memory for as many entries as a file of a few bytes says.
+    """
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in GLOBALS:
             raise UserError(
                 f"pickle: expected weights and the {len(GLOBALS)} names that EDM's files use, got "
-                f"{module_name}.{global_name}; a pickle that asks for it could run anything, so it is not read"
+                f"{module}.{name}; a pickle that asks for it could run anything, so it is not read"
             )
-        return GLOBALS[module_name, global_name]
+        return GLOBALS[module, name]
 
 
 def read_pickle(path: Path) -> Any:
@@ -225,7 +244,9 @@ def read_torch(path: Path) -> Any:
     UserError where it holds more than weights and plain values; EnvironmentFault for a damaged or cut file.
     """
     try:
-        return _weights_only(path)
+        found = _weights_only(path)
+        _check_expanded(found)
+        return found
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     except DAMAGE as error:

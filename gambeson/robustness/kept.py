@@ -61,7 +61,8 @@ class Kept:
 
     def some(self, which: np.ndarray) -> Split:
         """Copies of those with these numbers."""
-        mapped = (np.load(self.folder / f"{name}.npy", mmap_mode="r") for name in ("images", "labels"))
+        paths = (self.folder / f"{name}.npy" for name in ("images", "labels"))
+        mapped = (np.load(path, mmap_mode="r", allow_pickle=False) for path in paths)
         images, labels = (torch.from_numpy(np.array(values[which])) for values in mapped)
         return Split(images, labels)
 

@@ -9,6 +9,7 @@ from functools import partial
 import torch
 from torch import Generator, Tensor
 
+from gambeson import distributed
 from gambeson.data.augment import NonLeaking, PadCrop
 from gambeson.data.datasets import ImageSet, Split
 from gambeson.data.mixture import Mixture
@@ -72,7 +73,7 @@ class DenoiserTraining:
         )
 
 
-@stage(revision=2, card=partial(denoiser_card, held_out=HELD_OUT))
+@stage(revision=2, together=True, card=partial(denoiser_card, held_out=HELD_OUT))
 def train_denoiser(work: Workspace, spec: DenoiserTraining, real: ImageSet, *, seed: int) -> None:
     """Writes denoiser.safetensors (averaged weights; in its header the curves of the loss).
 
@@ -87,17 +88,19 @@ def train_denoiser(work: Workspace, spec: DenoiserTraining, real: ImageSet, *, s
     with journal(work.folder) as write:
         for step in fit(state, spec.optimisation, _losses(spec, denoiser, real, seed), work):
             eighths = [8 * done // spec.optimisation.steps for done in (step - 1, step)]
-            measured = _curves(averaged, spec, real, seed) if eighths[0] < eighths[1] else {}
+            due = eighths[0] < eighths[1] and distributed.leads()
+            measured = _curves(averaged, spec, real, seed) if due else {}
             if measured or step % 50 == 0 or step == spec.optimisation.steps:
                 state.log.append({"step": step, "loss": state.recent_loss(50), **measured})
                 write({**state.log[-1], "rate": spec.optimisation.rate(step - 1)})
-    header = {**denoiser_header(denoiser), "log": state.log, **noted(work.heritage)}
-    save_tensors(work.folder / "denoiser.safetensors", averaged.network.state_dict(), header)
+    if distributed.leads():
+        header = {**denoiser_header(denoiser), "log": state.log, **noted(work.heritage)}
+        save_tensors(work.folder / "denoiser.safetensors", averaged.network.state_dict(), header)
 
 
 def _losses(spec: DenoiserTraining, denoiser: NetworkDenoiser, real: ImageSet, seed: int) -> Losses:
     mixture = Mixture(real.train, None, 0.0, spec.optimisation.batch_size, derive(seed, "denoiser batches"))
-    device = next(denoiser.parameters()).device
+    device, parts = next(denoiser.parameters()).device, spec.optimisation.accumulate
 
     def loss_of(step: int) -> Iterator[Tensor]:
         images, labels, _ = mixture.batch(step)
@@ -108,8 +111,9 @@ def _losses(spec: DenoiserTraining, denoiser: NetworkDenoiser, real: ImageSet, s
             images, augmented = spec.non_leaking(images, warps, real.flip_safe)
             augmented = augmented.to(device)
         told = labels.to(device) if spec.conditional else None
-        batch = denoiser.noised((images * 2 - 1).to(device), told, draw, spec.label_dropout, augmented)
-        for part, some in enumerate(batch.split(spec.optimisation.accumulate)):
+        whole = denoiser.noised((images * 2 - 1).to(device), told, draw, spec.label_dropout, augmented)
+        batch = distributed.share(whole.split(distributed.shares(len(images))))  # each process makes all, keeps its own
+        for part, some in enumerate(batch.split(parts), distributed.rank() * parts):
             with seeded(derive(seed, "denoiser dropout", step, part), device):
                 losses = denoiser.errors(some)
             yield losses

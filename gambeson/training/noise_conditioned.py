@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
+from gambeson import distributed
 from gambeson.data.augment import PadCrop
 from gambeson.data.datasets import ImageSet, Split
 from gambeson.data.mixture import Mixture
@@ -58,7 +59,7 @@ def noised(images: Tensor, sigma: Tensor, generator: Generator) -> Tensor:
     return (images * 2 - 1 + sigma * noise) / (1 + sigma.square()).sqrt()
 
 
-@stage(revision=1, card=encoder_card)
+@stage(revision=1, together=True, card=encoder_card)
 def train_noise_conditioned(work: Workspace, spec: NoisyEncoderTraining, real: ImageSet, *, seed: int) -> None:
     """Writes classifier.safetensors: averaged weights; in its header the curve of the loss and of the accuracy at each
     of the spec's noise levels, as [level, accuracy] pairs."""
@@ -70,13 +71,14 @@ def train_noise_conditioned(work: Workspace, spec: NoisyEncoderTraining, real: I
     with journal(work.folder) as write:
         for step in fit(state, spec.optimisation, _loss(spec, model, real, seed, device), work):
             if step % every == 0 or step == spec.optimisation.steps:
-                accuracy = _validate(state.averaged, real.validation, spec, seed, device)
+                accuracy = _validate(state.averaged, real.validation, spec, seed, device) if distributed.leads() else []
                 state.log.append({"step": step, "loss": state.recent_loss(every), "accuracy": accuracy})
                 named = {f"accuracy at noise {level:g}": value for level, value in accuracy}
                 rate = spec.optimisation.rate(step - 1)
                 write({"step": step, "loss": state.log[-1]["loss"], "rate": rate, **named})
-    header = {**classifier_header(model, real.shape), "log": state.log, **noted(work.heritage)}
-    save_tensors(work.folder / "classifier.safetensors", state.averaged.state_dict(), header)
+    if distributed.leads():
+        header = {**classifier_header(model, real.shape), "log": state.log, **noted(work.heritage)}
+        save_tensors(work.folder / "classifier.safetensors", state.averaged.state_dict(), header)
 
 
 def _loss(
@@ -89,7 +91,8 @@ def _loss(
         draw = generator(seed, "encoder step", step)
         images = spec.augment(images, draw, real.flip_safe)
         sigma = spec.sigmas(len(images), draw)
-        batch = noised(images, sigma, draw), sigma, labels
+        shares = distributed.shares(len(images))  # each process makes the whole batch and keeps its share
+        batch = [distributed.share(t.tensor_split(shares)) for t in (noised(images, sigma, draw), sigma, labels)]
         for x_vp, some, own in zip(*(t.tensor_split(spec.optimisation.accumulate) for t in batch), strict=True):
             yield F.cross_entropy(model(x_vp.to(device), some).float(), own.to(device), reduction="none")
 

@@ -12,7 +12,7 @@ from zipfile import ZipFile
 
 import numpy as np
 
-from gambeson.data.exchange.incoming import Shape, block_size, whole
+from gambeson.data.exchange.incoming import MOST_PIXELS, Shape, block_size, whole
 from gambeson.errors import UserError, require
 
 _CHUNK = 1 << 20
@@ -103,6 +103,8 @@ class Peer:
             )
         require(sides[0] > 0, self.images.name, "at least one image", 0)
         require(min(sides) > 0, self.images.name, "sides above 0", list(sides))
+        few = f"images of at most {MOST_PIXELS:,} pixels"
+        require(sides[1] * sides[2] <= MOST_PIXELS, self.images.name, few, list(sides))
 
     def __len__(self) -> int:
         return self.images.sides[0]

@@ -8,26 +8,24 @@ from __future__ import annotations
 import json
 import math
 import re
-import struct
-import tarfile
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
-from zipfile import BadZipFile
 
 import numpy as np
 import pyarrow as pa
 
+from gambeson.data.archives import DAMAGE, is_damage
+from gambeson.data.npz import MOST_CLASSES
 from gambeson.errors import EnvironmentFault, UserError, require
 
 Shape = tuple[int, int, int]
-MOST_CLASSES = 100_000
-"""Labels from here on are taken for damage: an index by class takes memory for each."""
+MOST_PIXELS = 1 << 24
+"""More in one picture are taken for a mistake, before memory is taken for them."""
 BLOCK_BYTES = 128 << 20
-"""Bytes of pixels that are in memory at once, at most."""
+"""Bytes of pixels that are in memory at once, at most; an image may have more."""
 ABOUT = "gambeson.json"
 
 
@@ -60,20 +58,6 @@ class Incoming(Protocol):
         ...
 
 
-_DAMAGE = (
-    BadZipFile,
-    EOFError,
-    KeyError,
-    NotImplementedError,
-    RuntimeError,
-    ValueError,
-    struct.error,
-    tarfile.TarError,
-    zlib.error,
-    pa.ArrowException,
-)
-
-
 @contextmanager
 def whole(path: Path) -> Iterator[None]:
     """UserError, naming the file, where reading finds damage or nothing."""
@@ -83,16 +67,12 @@ def whole(path: Path) -> Iterator[None]:
         raise
     except FileNotFoundError:
         raise UserError(f"{path}: expected a file with synthetic images, found none") from None
-    except _DAMAGE as error:
+    except (*DAMAGE, pa.ArrowException) as error:
+        if not is_damage(error):
+            raise
         raise UserError(
             f"{path}: expected a whole file, got a damaged or cut one ({type(error).__name__}: {error}); fetch it again"
         ) from error
-    except OSError as error:
-        if error.errno is None:  # a reader's word for damage, not the disk's
-            raise UserError(
-                f"{path}: expected a whole file, got a damaged or cut one ({error}); fetch it again"
-            ) from error
-        raise
 
 
 def block_size(shape: Shape, wanted: int) -> int:
@@ -134,7 +114,7 @@ class About:
             return About(licence=_card_licence(path / "README.md"))
         try:
             return _about(json.loads(place.read_text(encoding="utf-8")))
-        except (ValueError, TypeError, AttributeError) as error:
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(
                 f"{place}: expected what stands beside an exported set, got damaged text ({error}); remove it to "
                 "import the images without"
@@ -150,7 +130,7 @@ def _card_licence(path: Path) -> str | None:
     front = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
     try:
         told = yaml.safe_load(front[1]) if front else None
-    except (yaml.YAMLError, ValueError):  # dates that are none raise the latter
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError):  # dates and numbers that are none
         return None
     if not isinstance(told, dict):
         return None

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from gambeson.data.exchange.incoming import About, Shape, block_size, whole
 from gambeson.data.exchange.outgoing import Outgoing, write_folder
 from gambeson.data.exchange.pictures import Picture, blocks_of, decoded, encoded
-from gambeson.data.parquet import IMAGES, LABELS
+from gambeson.data.parquet import IMAGES, LABELS, at_once
 from gambeson.disk import atomic
 from gambeson.errors import UserError, require
 
@@ -55,20 +55,21 @@ class ParquetImages:
         """The rows from number `start` on."""
         for file, count in zip(self.files, self.counts, strict=True):
             if start < count:
-                yield from _rows(file, self.columns, start)
+                yield from _rows(file, self.columns, start, count)
             start = max(start - count, 0)
 
 
-def _rows(file: Path, columns: tuple[str, str], start: int) -> Iterator[Picture]:
-    """The rows of a file from number `start` on, some of a row group in memory."""
+def _rows(file: Path, columns: tuple[str, str], start: int, count: int) -> Iterator[Picture]:
+    """The rows of a file of `count` from number `start` on, some of a row group in memory. UserError for fewer."""
     number = 0
     with whole(file), pq.ParquetFile(file, pre_buffer=False, buffer_size=1 << 20) as opened:
-        for batch in opened.iter_batches(256, columns=list(columns)):
+        for batch in opened.iter_batches(at_once(opened, 256), columns=list(columns)):
             if number + len(batch) > start:
                 images, labels = (batch.column(name).to_pylist() for name in columns)
                 for place in range(max(start - number, 0), len(batch)):
                     yield _picture(f"{file}, row {number + place}", images[place], labels[place])
             number += len(batch)
+    require(number == count, str(file), f"{count:,} rows, as its end says", f"{number:,}; fetch it again")
 
 
 def _picture(name: str, image: Any, label: Any) -> Picture:
@@ -101,7 +102,7 @@ def read(path: Path) -> ParquetImages:
             raise UserError(f"{file}: expected columns and classes as {files[0].name} has, got others")
     filled = [file for file, count in zip(files, counts, strict=True) if count]
     require(bool(filled), str(path), "at least one image", 0)
-    height, width, channels = decoded(next(_rows(filled[0], columns, 0))).shape
+    height, width, channels = decoded(next(_rows(filled[0], columns, 0, 1))).shape
     part = "" if path.is_file() or len(files) == len(list(files[0].parent.glob("*.parquet"))) else "train's files alone"
     names = names or About.beside(path).class_names
     return ParquetImages(files, counts, columns, (height, width, channels), names, part)
@@ -110,6 +111,7 @@ def read(path: Path) -> ParquetImages:
 def _end(file: Path) -> tuple[pa.Schema, int]:
     """Schema and number of rows, which stand at a file's end."""
     with whole(file), pq.ParquetFile(file) as opened:
+        require(opened.metadata.num_rows >= 0, str(file), "rows from 0", opened.metadata.num_rows)
         return opened.schema_arrow, opened.metadata.num_rows
 
 

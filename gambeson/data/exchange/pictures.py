@@ -8,19 +8,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from tokenize import TokenError
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from gambeson.data.exchange.columns import head
-from gambeson.data.exchange.incoming import Shape, block_size
-from gambeson.data.pictures import DAMAGE, unlike
+from gambeson.data.exchange.incoming import MOST_PIXELS, Shape, block_size
+from gambeson.data.pictures import DAMAGE, FORMATS, unlike
 from gambeson.errors import UserError
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".gif")
 """Endings by which a file is taken for a picture."""
-MOST_PIXELS = 1 << 24
-"""More in one picture are taken for a mistake, before memory is taken for them."""
 
 
 @dataclass(frozen=True)
@@ -57,14 +56,14 @@ def decoded(picture: Picture, wanted: Shape | None = None) -> np.ndarray:
         return read(picture, wanted)
     except UserError:
         raise
-    except DAMAGE as error:
+    except (*DAMAGE, TokenError) as error:  # the latter of numpy's heads
         raise UserError(
             f"{picture.name}: expected a picture (PNG, JPEG or .npy), got a damaged or another file ({error})"
         ) from error
 
 
 def _from_picture(picture: Picture, wanted: Shape | None) -> np.ndarray:
-    with Image.open(io.BytesIO(picture.data)) as opened:
+    with Image.open(io.BytesIO(picture.data), formats=FORMATS) as opened:
         if (why := unlike(opened)) is not None:
             raise UserError(
                 f"{picture.name}: expected 8 bits, grey or RGB, got {why} (Pillow's mode {opened.mode}); convert the "

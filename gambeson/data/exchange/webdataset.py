@@ -15,6 +15,7 @@ from tarfile import BLOCKSIZE, TarFile, TarInfo
 
 import numpy as np
 
+from gambeson.data.archives import Member, is_plain, members
 from gambeson.data.exchange.incoming import About, Shape, block_size, whole
 from gambeson.data.exchange.outgoing import Outgoing, digits, write_folder
 from gambeson.data.exchange.pictures import ENDINGS, Picture, as_array, blocks_of, decoded, encoded
@@ -98,7 +99,7 @@ def read(path: Path) -> TarImages:
 
 
 def _opened(shard: Path) -> TarFile:
-    return tarfile.open(shard, "r:")
+    return tarfile.open(shard, "r:", tarinfo=Member)
 
 
 def _samples(shard: Path, archive: TarFile) -> Iterator[Sample]:
@@ -123,9 +124,8 @@ def _checked(shard: Path, sample: Sample) -> Sample:
 
 def _members(shard: Path, archive: TarFile) -> Iterator[TarInfo]:
     """The files in a shard, not kept in memory. tarfile takes a head that is damaged for the end; here it is none."""
-    while (member := archive.next()) is not None:
-        archive.members.clear()  # type: ignore[attr-defined]
-        if member.isfile() and not PurePosixPath(member.name).name.startswith("."):
+    for member in members(archive):
+        if is_plain(member) and not PurePosixPath(member.name).name.startswith("."):
             require(member.size <= LARGEST, f"{shard}, {member.name}", f"at most {LARGEST:,} bytes", member.size)
             yield member
     with shard.open("rb") as file:
