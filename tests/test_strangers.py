@@ -590,15 +590,12 @@ def test_what_listens_listens_on_this_machine_alone() -> None:
     """Every address that the source binds or names; torchrun's and ray's are those of who starts them."""
     found = []
     for path in sorted((ROOT / "gambeson").rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text())):
-            public = isinstance(node, ast.Constant) and node.value in ("0.0.0.0", "::", "--bind_all")
-            bound = (
-                isinstance(node, ast.Call)
-                and ast.unparse(node.func).endswith(".bind")
-                and "127.0.0.1" not in ast.unparse(node)
-            )
-            bound = bound and len(node.args) == 1 and isinstance(node.args[0], ast.Tuple)
-            found += [f"{path.name}:{node.lineno}"] if public or bound else []
+        nodes = list(ast.walk(ast.parse(path.read_text())))
+        words = [n.lineno for n in nodes if isinstance(n, ast.Constant) and n.value in ("0.0.0.0", "::", "--bind_all")]
+        calls = [n for n in nodes if isinstance(n, ast.Call) and ast.unparse(n.func).endswith(".bind")]
+        sockets = [n for n in calls if len(n.args) == 1 and isinstance(n.args[0], ast.Tuple)]
+        words += [n.lineno for n in sockets if "127.0.0.1" not in ast.unparse(n)]
+        found += [f"{path.name}:{line}" for line in words]
     assert found == []
     from gambeson.tryout import server
 

@@ -129,4 +129,4 @@ def test_a_run_of_two_processes_is_that_of_one() -> None:
         for image in path.parent.glob("images/shards/*.npy"):
             own, others = (np.load(root / image.relative_to("one")).astype(int) for root in (Path("one"), Path("two")))
             assert abs(own - others).max() <= 1  # of a denoiser whose weights differ in their last digits
-            assert (own != others).mean() < 1e-3
+            assert (own != others).mean() < 1e-2

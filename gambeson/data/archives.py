@@ -29,7 +29,7 @@ LARGEST = 2**28
 """Bytes of the largest member that is read out of an archive; CIFAR's batches, the largest known, take 154 million."""
 DAMAGE = (
     BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, struct.error, tokenize.TokenError, EOFError, OSError,
-    ValueError, TypeError, AttributeError, LookupError, ArithmeticError, NotImplementedError, RuntimeError, MemoryError,
+    SyntaxError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RuntimeError, MemoryError,
 )  # fmt: skip
 """What Python's readers of archives, numpy's and scipy's raise for files that are damaged or of another kind."""
 
