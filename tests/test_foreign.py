@@ -92,7 +92,7 @@ def test_the_side_of_the_images_is_read_off_published_sizes_only(tmp_path: Path)
         (lambda t: t.long(), "floating-point weights, got torch.int64"),
         (lambda t: torch.where(t == t.max(), torch.nan, t), "finite weights, got '1 of 32 are NaN or infinite'"),
         (lambda t: t / 0, "finite weights, got '32 of 32"),
-        (lambda t: t[:1].clone().expand(32), "numbers are all in the file"),
+        (lambda t: t[:1].clone().expand(32), "at most the 4 bytes stored for it"),
     ],
 )
 @pytest.mark.parametrize("suffix", ["pt", "safetensors"])
@@ -103,10 +103,10 @@ def test_weights_that_are_none_are_refused_by_name(tmp_path: Path, suffix: str, 
         torch.save({k: v.clone() if v.stride() != (0,) else v for k, v in tensors.items()}, path)
     else:
         save_file({k: v.contiguous() for k, v in tensors.items()}, path)
-        if "all in the file" in message:  # there each tensor is written out
+        if "bytes stored" in message:  # there each tensor is written out
             assert load_foreign(path, image_size=16).classes == 0
             return
-    with pytest.raises(UserError, match=rf"w\.{suffix}, norm_out\.bias: expected.*{message}"):
+    with pytest.raises(UserError, match=rf"w\.{suffix}(, norm_out\.bias)?: expected.*{message}"):
         load_foreign(path, image_size=16)
 
 
@@ -114,7 +114,9 @@ def test_a_few_bytes_that_ask_for_a_giant_are_refused_before_it_is_built(tmp_pat
     tensors = tiny("ddim")
     tensors["conv_in.weight"] = torch.zeros(1).expand(1 << 40, 1, 3, 3)
     torch.save(tensors, tmp_path / "w.pt")
-    with pytest.raises(UserError, match=r"conv_in\.weight: expected a tensor whose numbers are all in the file"):
+    with pytest.raises(
+        UserError, match=r"w\.pt: expected a tensor of at most the 4 bytes stored for it, got \[1099511627776, "
+    ):
         load_foreign(tmp_path / "w.pt", image_size=16)
 
 

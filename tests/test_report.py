@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from gambeson.errors import EnvironmentFault
 from gambeson.report import charts, page, page_classes, page_curves, page_pictures, rows, verdict
 from gambeson.report.embedding import embed
 from gambeson.report.images import pictures, smaller, sparser
@@ -436,8 +437,8 @@ def test_write_is_all_or_nothing(tmp_path, monkeypatch):
     run = material(arms=("real",), features=())
     assert page.write(run, path) == path
     before = path.read_bytes()
-    monkeypatch.setattr(page.os, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
-    with pytest.raises(OSError, match="disk full"):
+    monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(EnvironmentFault, match="disk full"):
         page.write(dataclasses.replace(run, title="other"), path)
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["report.html"]

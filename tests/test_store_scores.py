@@ -211,7 +211,7 @@ def test_labelling_goes_on_where_it_broke_with_the_same_batches(
     assert len(list((tmp_path / "l/parts").iterdir())) == 2
     told: list[int] = []
     again = labelled(tmp_path / "l", store, teacher, spec, lambda done, total: told.append(done))
-    assert told[:3] == [16, 32, 40]
+    assert told[0] == 40  # the 32 images that were kept are not labelled again
     assert again.read_bytes() == straight
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from gambeson.data.augment import PadCrop
 from gambeson.data.datasets import Digits, ImageSet, Split
 from gambeson.errors import UserError
+from gambeson.heritage import heritage_of
 from gambeson.models.classifiers import load_classifier
 from gambeson.models.denoiser import EDM, VP, load_denoiser
 from gambeson.models.files import load_tensors, save_tensors
@@ -127,7 +128,8 @@ def test_an_interrupted_training_ends_in_the_same_bits(stage, spec, real: ImageS
     stops = 0
     while stops < 20:
         try:
-            stage.work(Workspace(folder, attempt(), checkpoint_seconds=-1.0), spec, *inputs, seed=3)
+            work = Workspace(folder, attempt(), checkpoint_seconds=-1.0, heritage=heritage_of(inputs))
+            stage.work(work, spec, *inputs, seed=3)
             break
         except Stopped:
             stops += 1
