@@ -63,10 +63,10 @@ class Nodes:
 
 @pytest.fixture(scope="module")
 def nodes() -> Iterator[Nodes]:
-    pytest.importorskip("ray")
     before = {name: os.environ.get(name) for name in [*ALONE, "PYTHONPATH"]}
     here = str(Path(__file__).parent)
     os.environ.update(ALONE, PYTHONPATH=os.pathsep.join([here, *filter(None, [os.environ.get("PYTHONPATH")])]))
+    pytest.importorskip("ray")  # reads where its servers listen when it is imported: only now
     made = Nodes()
     yield made
     import ray
