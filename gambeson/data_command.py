@@ -13,7 +13,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 
 import torch
 from rich.console import Console
@@ -26,7 +25,7 @@ from gambeson.data.datasets import DOORS, Data, Digits, door
 from gambeson.data.imageset import ImageSet, Split, data_root
 from gambeson.errors import EnvironmentFault, UserError, require, unknown
 from gambeson.options import take, take_flag
-from gambeson.screen import PATIENCE
+from gambeson.screen import PATIENCE, WithBars
 from gambeson.types import Images
 
 USAGE = f"""usage: gambeson data list [NAME...]
@@ -163,7 +162,7 @@ def _details(name: str, held: Catalogued, root: Path) -> Iterator[str]:
         yield from (f"    {url}" for url in file.urls)
 
 
-class Transfers:
+class Transfers(WithBars):
     """A context manager that shows downloads: on a terminal bars, elsewhere a line every now and then."""
 
     def __init__(self, console: Console) -> None:
@@ -171,15 +170,6 @@ class Transfers:
         columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), DownloadColumn(), TransferSpeedColumn())
         left = TimeRemainingColumn(compact=True)
         self.bars = Progress(*columns, TextColumn("left"), left, console=console, disable=not console.is_terminal)
-
-    def __enter__(self) -> Transfers:
-        self.bars.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.bars.stop()
 
     def of(self, name: str) -> fetch.Progress:
         """What a download of this name tells how far it is."""

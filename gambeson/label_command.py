@@ -17,8 +17,8 @@ from gambeson.data.exchange.outgoing import class_names
 from gambeson.data.exchange.store_card import deliver_card, exported
 from gambeson.data.exchange.stores import Source
 from gambeson.data.mixture import check_images
-from gambeson.data.peers import is_peer
-from gambeson.data.synthetic import Chosen, open_synthetic
+from gambeson.data.peers import open_ours
+from gambeson.data.synthetic import Chosen
 from gambeson.disk import open_folder, read_json
 from gambeson.errors import UserError, require
 from gambeson.machine import Machine
@@ -161,7 +161,7 @@ def label(argv: list[str]) -> None:
 
 def _label(asked: Asked, argv: list[str]) -> None:
     """The stage and what is shown of it."""
-    source = _opened(asked.store)
+    source = open_ours(asked.store)
     channels = source.shape[2]
     shape = (channels, *source.shape[:2])
     subjects = [subject_of(word, shape, trust=asked.trust) for word in asked.teachers]
@@ -172,15 +172,6 @@ def _label(asked: Asked, argv: list[str]) -> None:
         once: Callable[..., Artifact] = Store(asked.runs, report, asked.machine, say=say).once
         made = once(labels.label, asked.spec, source, *subjects)
     _deliver(asked, source, made, argv)
-
-
-def _opened(word: str) -> Source:
-    """The store or selection that a word names. UserError where it is none, or has no image."""
-    if is_peer(word):
-        raise UserError(f"{word}: expected a store of ours, got images of others; first: gambeson store import {word}")
-    source = open_synthetic(word)
-    require(len(source) > 0, word, "at least one image", 0)
-    return source
 
 
 def _check_real(asked: Asked, source: Source, subjects: list[Named]) -> None:

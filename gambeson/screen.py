@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
+from typing import TypeVar
 
 from rich.console import Console, RenderableType
 from rich.progress import (
@@ -67,7 +68,25 @@ def span(seconds: float) -> str:
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
 
 
-class ProgressScreen:
+Shown = TypeVar("Shown", bound="WithBars")
+
+
+class WithBars:
+    """A context manager whose bars are on the screen while it is open."""
+
+    bars: Progress
+
+    def __enter__(self: Shown) -> Shown:
+        self.bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.bars.stop()
+
+
+class ProgressScreen(WithBars):
     """A context manager that is a Screen."""
 
     def __init__(self, console: Console | None = None) -> None:
@@ -76,7 +95,8 @@ class ProgressScreen:
         self.paces: dict[tuple[str, str], Pace] = {}
         self.told: dict[str, float] = {}
         self.started = time.monotonic()
-        self.bars = Bars(
+        self.said: dict[str, str] = {}
+        bars = Bars(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
@@ -87,16 +107,7 @@ class ProgressScreen:
             console=self.console,
             disable=not self.console.is_terminal,
         )
-        self.bars.said = {}
-
-    def __enter__(self) -> ProgressScreen:
-        self.bars.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.bars.stop()
+        bars.said, self.bars = self.said, bars
 
     def show(self, news: News) -> None:
         """Moves the bar of a stage; a stage that has ended leaves a line instead, so that only what runs has bars."""
@@ -121,7 +132,7 @@ class ProgressScreen:
         """
         kind, now = line.partition(":")[0], time.monotonic()
         if self.console.is_terminal:
-            self.bars.said[kind] = line
+            self.said[kind] = line
             self.bars.refresh()
         elif now - self.told.get(kind, -PATIENCE) >= PATIENCE:
             self.told[kind] = now

@@ -17,7 +17,7 @@ from gambeson.data.datasets import door
 from gambeson.data.exchange.outgoing import class_names
 from gambeson.data.exchange.store_card import deliver_card, exported
 from gambeson.data.imageset import ImageSet
-from gambeson.data.peers import is_peer
+from gambeson.data.peers import refuse_peer
 from gambeson.data.synthetic import Chosen, SyntheticStore, open_synthetic
 from gambeson.disk import open_folder, read_json
 from gambeson.errors import UserError, require
@@ -176,8 +176,7 @@ def _select(asked: Asked, argv: list[str]) -> None:
 
 def _opened(word: str) -> SyntheticStore:
     """The store that a word names. UserError where it is none."""
-    if is_peer(word):
-        raise UserError(f"{word}: expected a store of ours, got images of others; first: gambeson store import {word}")
+    refuse_peer(word)
     stage = Path(word) / "images" / "store.json"
     found = SyntheticStore.open(Path(word) / "images").check() if stage.is_file() else open_synthetic(word)
     if isinstance(found, Chosen):

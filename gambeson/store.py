@@ -169,6 +169,10 @@ class Store:
         self.report(stage.name, int(made), 0)
         return artifact
 
+    def sought(self, stage: Stage, config: Any, *inputs: Digested | None, seed: int | None = None) -> Artifact:
+        """The stage that `once` would find or make, made or not; nothing is made."""
+        return self.artifact(self.asked(stage, config, *inputs, seed=seed))
+
     @staticmethod
     def _shared(artifact: Artifact) -> None:
         """A stage that is finished, in the object store if there is one; and here, also in processes that did not make

@@ -18,9 +18,9 @@ from gambeson.data.exchange import inspect, stores
 from gambeson.data.exchange.export import FORMATS, export
 from gambeson.data.exchange.outgoing import Outgoing, class_names, draft, numbered, store_of
 from gambeson.data.exchange.store_card import source_card, write_card
-from gambeson.data.peers import FilesSource, PeerImages, is_peer, open_peer, origin, write_store
+from gambeson.data.peers import FilesSource, PeerImages, open_ours, open_peer, origin, write_store
 from gambeson.data.scores import Scores
-from gambeson.data.synthetic import Chosen, SyntheticStore, open_synthetic
+from gambeson.data.synthetic import Chosen, SyntheticStore
 from gambeson.errors import EnvironmentFault, UserError, require, unknown
 from gambeson.options import take, take_flag, take_number
 from gambeson.types import Progress
@@ -75,7 +75,7 @@ def store(argv: list[str]) -> None:
 def _verify(words: list[str]) -> None:
     """gambeson store verify STORE"""
     path = _only(words, "verify")
-    source = _opened(path)
+    source = open_ours(path)
     own = store_of(source)
     if isinstance(source, Chosen):
         _check_selection(source)
@@ -114,7 +114,7 @@ def _check_selection(chosen: Chosen) -> None:
 def _stats(words: list[str]) -> None:
     """gambeson store stats STORE [--images N]"""
     images = take_number(words, "--images") or LOOKED_AT
-    source = _opened(_only(words, "stats"))
+    source = open_ours(_only(words, "stats"))
     with _progress("stats") as report:
         found = inspect.statistics(source, images, report)
     print(_described(source, found))
@@ -168,7 +168,7 @@ def _show(words: list[str]) -> None:
     per_row, asked = take_number(words, "--per-row") or 10, take(words, "--out")
     require(asked is None or not Path(asked).exists(), "--out", "a picture where nothing lies yet", asked)
     out = Path(asked or "store.png")
-    source = _opened(_only(words, "show"))
+    source = open_ours(_only(words, "show"))
     places = inspect.first_of_each_class(source, per_row, MOST_ROWS)
     rows = []
     for label in places:
@@ -195,7 +195,7 @@ def _split(words: list[str]) -> None:
     """gambeson store split STORE --parts 0.9,0.1 --out DIR [--seed S] [--copy]"""
     command = _asked("split", words)
     out, seed, shares, copied = _out(words), _seed(words), _shares(take(words, "--parts")), take_flag(words, "--copy")
-    source = (_verified if copied else _opened)(_only(words, "split"))
+    source = (_verified if copied else open_ours)(_only(words, "split"))
     parts = stores.split(source, shares, seed)
     asked = {"split": source.digest, "shares": list(shares), "seed": seed, "copy": copied}
     with draft(out, asked) as folder:
@@ -211,7 +211,7 @@ def _sample(words: list[str]) -> None:
     command = _asked("sample", words)
     out, seed, images = _out(words), _seed(words), take_number(words, "--images")
     per_class, copied = take_flag(words, "--per-class"), take_flag(words, "--copy")
-    source = (_verified if copied else _opened)(_only(words, "sample"))
+    source = (_verified if copied else open_ours)(_only(words, "sample"))
     require(images is not None, "--images", "how many images to draw", images)
     assert images is not None
     positions = stores.sample(source, images, seed, per_class)
@@ -276,18 +276,9 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
 }
 
 
-def _opened(word: str) -> Source:
-    """The store or selection that a word names. UserError where it is none, or has no image."""
-    if is_peer(word):
-        raise UserError(f"{word}: expected a store of ours, got images of others; first: gambeson store import {word}")
-    source = open_synthetic(word)
-    require(len(source) > 0, word, "at least one image", 0)
-    return source
-
-
 def _verified(word: str) -> Source:
     """The same, its checksums compared: a copy of damaged images would get checksums of its own."""
-    source = _opened(word)
+    source = open_ours(word)
     with _progress("verify") as report:
         store_of(source).verify(report)
     return source

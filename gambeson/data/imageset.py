@@ -143,6 +143,11 @@ def balanced_part(
     return np.sort(np.concatenate([m[:each] for m in members]))
 
 
+def spread(total: int, wanted: int) -> np.ndarray:
+    """Up to `wanted` positions, evenly spread over 0 .. total - 1."""
+    return np.unique(np.linspace(0, total - 1, min(wanted, total)).astype(int))
+
+
 def _named(names: Sequence[str], counts: np.ndarray, which: np.ndarray) -> str:
     """'0 of cat, 1 of dog', the first five."""
     found = [f"{counts[k]} of {names[k]}" for k in np.flatnonzero(which).tolist()]

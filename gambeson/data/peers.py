@@ -21,17 +21,42 @@ from gambeson.data.exchange import folder, npz, parquet, port, webdataset
 from gambeson.data.exchange.columns import Peer
 from gambeson.data.exchange.incoming import About, Incoming, Shape, block_size, check_labels, whole
 from gambeson.data.exchange.store_card import images_card
-from gambeson.data.synthetic import Chosen, StoreWriter, SyntheticStore
+from gambeson.data.synthetic import Chosen, StoreWriter, SyntheticStore, open_synthetic
 from gambeson.disk import checksum
 from gambeson.errors import UserError, require
 from gambeson.heritage import seen, told
 from gambeson.store import Workspace, stage
 from gambeson.types import Progress
 
-__all__ = ["FilesSource", "Incoming", "Peer", "PeerImages", "import_images", "is_peer", "open_peer", "write_store"]
+__all__ = [
+    "FilesSource",
+    "Incoming",
+    "Peer",
+    "PeerImages",
+    "import_images",
+    "is_peer",
+    "open_ours",
+    "open_peer",
+    "refuse_peer",
+    "write_store",
+]
 
 ENDINGS = (".npz", ".bin", ".tar", ".parquet")
 KNOWN = f"a file ({' or '.join(ENDINGS)}), or a folder of .tar, of .parquet or of class folders with pictures"
+
+
+def open_ours(word: str) -> SyntheticStore | Chosen:
+    """The store or selection that a word names. UserError where it is none, is a file of others, or has no image."""
+    refuse_peer(word)
+    source = open_synthetic(word)
+    require(len(source) > 0, word, "at least one image", 0)
+    return source
+
+
+def refuse_peer(word: str) -> None:
+    """UserError where a word names images that others published."""
+    if is_peer(word):
+        raise UserError(f"{word}: expected a store of ours, got images of others; first: gambeson store import {word}")
 
 
 def _kind(place: Path) -> str:

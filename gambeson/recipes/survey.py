@@ -12,6 +12,7 @@ from PIL import Image
 
 from gambeson.data.datasets import Data, ImageFolder, NpzImages
 from gambeson.data.folder import PARTS
+from gambeson.data.imageset import spread
 from gambeson.data.npz import LABELS, TEST_IMAGES, keys_of, read_arrays
 from gambeson.data.pictures import DAMAGE, FORMATS
 from gambeson.errors import UserError
@@ -91,7 +92,7 @@ def _folder(root: Path) -> Survey:
 
 def _heads(files: list[Path]) -> tuple[tuple[int, ...], bool]:
     """Shorter sides, and whether all are grey, of some of the pictures; those that are none are left to the door."""
-    places = np.unique(np.linspace(0, len(files) - 1, min(LOOKED_AT, len(files))).astype(int))
+    places = spread(len(files), LOOKED_AT)
     sides, modes = [], set()
     for place in places.tolist():
         try:

@@ -8,10 +8,9 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from safetensors import SafetensorError, safe_open
 
-from gambeson.data.synthetic import SyntheticStore
-from gambeson.models.files import load_tensors
+from gambeson.heritage import carried, told
+from gambeson.models.files import header_of, load_tensors
 from gambeson.pipeline import Chapter
 from gambeson.recipe import Arm
 from gambeson.report.material import AutoAttackMaterial, CheckRecord, StageRecord, TrainingCurve
@@ -26,7 +25,7 @@ _WEIGHTS = ("classifier.safetensors", "denoiser.safetensors", "embedding.safeten
 def tell_of(chapter: Chapter, done: Mapping[str, Artifact], started: str, with_rows: bool) -> Told:
     """What the finished stages of a chapter say. EnvironmentFault, naming the file, for a damaged one."""
     found: Told = {
-        "checks": tuple(_checks(chapter, done)),
+        "checks": tuple(checks_of(chapter, done)),
         "stages": {made.digest: stage_record(chapter, role, made, started) for role, made in done.items()},
         "licences": {role: terms for role, made in done.items() if (terms := _terms(made))},
     }
@@ -78,7 +77,7 @@ def _autoattack(chapter: Chapter, made: Artifact) -> AutoAttackMaterial:
     return AutoAttackMaterial(arm=chapter.arm.title, seed=chapter.seed, rows=rows, facts=facts)
 
 
-def _checks(chapter: Chapter, done: Mapping[str, Artifact]) -> list[CheckRecord]:
+def checks_of(chapter: Chapter, done: Mapping[str, Artifact]) -> list[CheckRecord]:
     """The evaluations' doubts, and whether every stage was made in one execution environment."""
     made = [done[role] for role in ("rows", "autoattack") if role in done]
     found = [each for artifact in made for each in json.loads(artifact.file("checks.json").read_text())]
@@ -99,15 +98,7 @@ def _terms(made: Artifact) -> str:
 
 
 def _stated(made: Artifact) -> Mapping[str, Any]:
-    """What weights say in their header, or a store in its provenance."""
-    if (made.folder / "images" / "store.json").is_file():
-        return SyntheticStore.open(made.folder / "images").provenance
+    """What a stage carries; of one of an earlier version what its images or weights say."""
+    found = made.heritage
     path = next((made.folder / name for name in _WEIGHTS if (made.folder / name).is_file()), None)
-    if path is None:
-        return {}
-    try:
-        with safe_open(path, framework="pt") as handle:
-            found = json.loads((handle.metadata() or {}).get("gambeson", "{}"))
-    except (SafetensorError, ValueError):
-        return {}  # who reads the weights themselves says that they are damaged
-    return found if isinstance(found, dict) else {}
+    return found if path is None or carried(found) else told(header_of(path))

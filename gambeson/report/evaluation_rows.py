@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Bool, Float
 
-from gambeson.report.rows import CURVE_PREFIX, CurvePoint
+from gambeson.report.rows import CURVE_PREFIX, CurvePoint, epsilon_of
 from gambeson.robustness.intervals import Interval, wilson
 
 CLEAN = "clean"
@@ -114,17 +114,13 @@ def by_class(rows: pa.Table, names: list[str]) -> list[ClassLine]:
 
 def curve(rows: pa.Table) -> list[CurvePoint]:
     """Accuracy against epsilon, ascending; epsilon 0 is the clean accuracy of the same images. Empty: not measured."""
-    names = sorted((n for n in rows.column_names if n.startswith(CURVE_PREFIX)), key=_epsilon)
+    names = sorted((n for n in rows.column_names if n.startswith(CURVE_PREFIX)), key=epsilon_of)
     if not names:
         return []
     subset = rows[names[0]].is_valid().to_numpy()
     columns = [(0.0, right(rows)[subset])]
-    columns += [(_epsilon(name), np.asarray(rows[name].drop_null().to_pylist(), dtype=bool)) for name in names]
+    columns += [(epsilon_of(name), np.asarray(rows[name].drop_null().to_pylist(), dtype=bool)) for name in names]
     return [CurvePoint(epsilon, share(column), len(column)) for epsilon, column in columns]
-
-
-def _epsilon(name: str) -> float:
-    return float(name.removeprefix(CURVE_PREFIX))
 
 
 def margins(rows: pa.Table) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:

@@ -17,7 +17,7 @@ from gambeson.mirror import brought
 from gambeson.pipeline import Chapter, tell
 from gambeson.recipe import Arm, Recipe, class_table
 from gambeson.run import Run, check_format, open_run
-from gambeson.store import Artifact, Stage, Store
+from gambeson.store import Artifact, Store
 
 UNFINISHED = "the run is not finished: the same `gambeson run` goes on with it"
 
@@ -100,17 +100,6 @@ def look(recipe: Recipe, arm: Arm, seed: int, root: Path) -> Chapter:
 def _told(recipe: Recipe, arm: Arm, seed: int, root: Path) -> Chapter:
     """The story without making anything; nothing of it where its images or weights from elsewhere cannot be read."""
     try:
-        return tell(recipe, arm, seed, Looker(Store(root)).once)
+        return tell(recipe, arm, seed, Store(root).sought)
     except (OSError, ValueError, ImportError, MemoryError):
         return Chapter(arm, seed, {})
-
-
-@dataclass(frozen=True)
-class Looker:
-    """An `Once` that makes nothing: where each stage lies, or would lie."""
-
-    store: Store
-
-    def once(self, stage: Stage, config: Any, *inputs: Any, seed: int | None = None) -> Artifact:
-        """The artifact that there is or will be, with the digest that the store gives it."""
-        return self.store.artifact(self.store.asked(stage, config, *inputs, seed=seed))

@@ -22,7 +22,7 @@ def pictures(groups: Sequence[UInt8[np.ndarray, "_ _ _ _"]]) -> list[list[str]]:
     Raises ValueError unless images have 1 or 3 channels.
     """
     kind = "png" if sum(group.size for group in groups) <= LOSSLESS else "webp"
-    return [[_uri(_pil(image), kind) for image in group] for group in groups]
+    return [[uri(_pil(image), kind) for image in group] for group in groups]
 
 
 def smaller(images: UInt8[np.ndarray, "n h w c"], side: int) -> UInt8[np.ndarray, "n h2 w2 c"]:
@@ -48,7 +48,8 @@ def _pil(image: UInt8[np.ndarray, "h w c"]) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(image[..., 0] if image.shape[-1] == 1 else image))
 
 
-def _uri(image: Image.Image, kind: str) -> str:
+def uri(image: Image.Image, kind: str = "png") -> str:
+    """A picture as a data URI: `png`, to the bit, or `webp` of QUALITY."""
     buffer = io.BytesIO()
     ways = {"png": {"optimize": True}, "webp": {"quality": QUALITY, "method": 4}}
     image.save(buffer, format=kind.upper(), **ways[kind])

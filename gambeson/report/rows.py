@@ -74,8 +74,8 @@ def curve(arm: ArmMaterial) -> list[CurvePoint]:
     rows = arm.rows
     if rows is None:
         return []
-    names = sorted((n for n in rows.schema.names if n.startswith(CURVE_PREFIX)), key=_epsilon)
-    measured = [(_epsilon(name), cells(rows, name)) for name in names]
+    names = sorted((n for n in rows.schema.names if n.startswith(CURVE_PREFIX)), key=epsilon_of)
+    measured = [(epsilon_of(name), cells(rows, name)) for name in names]
     if measured and measured[0][0] > 0:
         clean = cells(rows, "clean")
         subset = np.isin(clean.indices, measured[0][1].indices)
@@ -128,5 +128,6 @@ def _per_seed(seed: np.ndarray) -> str:
     return "rows by " + ", ".join(found) if found else "no rows"
 
 
-def _epsilon(name: str) -> float:
+def epsilon_of(name: str) -> float:
+    """The epsilon in a column's name (`robust@0.1`)."""
     return float(name.removeprefix(CURVE_PREFIX))

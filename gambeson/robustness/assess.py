@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import torch
 
 from gambeson import distributed
-from gambeson.data.imageset import ImageSet
+from gambeson.data.imageset import ImageSet, spread
 from gambeson.disk import atomic, write_json
 from gambeson.errors import require
 from gambeson.machine import Machine, make_repeatable
@@ -73,11 +73,6 @@ class Subject(Protocol):
     def open(self, device: str) -> Network:
         """The classifier: images [B, C, H, W] in [0, 1] -> logits [B, K], in eval mode."""
         ...
-
-
-def spread(total: int, wanted: int) -> np.ndarray:
-    """Up to `wanted` positions, evenly spread over 0 .. total - 1."""
-    return np.unique(np.linspace(0, total - 1, min(wanted, total)).astype(int))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Bool, Float
 
-from gambeson.data.imageset import ImageSet, Split
+from gambeson.data.imageset import ImageSet, Split, spread
 from gambeson.disk import atomic, checksum, write_json
 from gambeson.errors import UserError, require
 from gambeson.machine import Machine, make_repeatable
@@ -31,7 +31,6 @@ from gambeson.models.files import load_tensors
 from gambeson.models.hub import WEIGHTS, config_of, from_pretrained
 from gambeson.models.network import ClassifierNetwork
 from gambeson.processes import pool
-from gambeson.robustness.evaluate import spread
 from gambeson.robustness.inputs import logits_of
 from gambeson.robustness.intervals import Interval, wilson
 from gambeson.robustness.kept import Held, Kept, Pictures, table_at

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import torch
 
 from gambeson.data.datasets import ImageSet, Split
+from gambeson.data.imageset import spread
 from gambeson.disk import atomic, write_json
 from gambeson.models.classifiers import load_classifier
 from gambeson.robustness.attacks import APGD, PGD, TargetedAPGD
@@ -43,11 +44,6 @@ class Evaluation:
 
 Columns = dict[str, np.ndarray]
 """Column name -> one value per image."""
-
-
-def spread(total: int, wanted: int) -> np.ndarray:
-    """Up to `wanted` positions, evenly spread over 0 .. total - 1."""
-    return np.unique(np.linspace(0, total - 1, min(wanted, total)).astype(int))
 
 
 def evaluate_rows(spec: Evaluation, model: Classifier, part: Split, seed: int, work: Workspace) -> Columns:

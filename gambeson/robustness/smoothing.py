@@ -140,13 +140,17 @@ class Smoothing:
         for start in range(0, len(images) * number, self.batch_size):
             pair = torch.arange(start, min(start + self.batch_size, len(images) * number), device=images.device)
             row, copy = pair // number, pair % number
-            noise = gaussian(keys[row], purpose, tuple(images.shape[1:]), copy).to(images.dtype)
-            logits = logits_of(model, images[row] + self.sigma * noise, len(row))
+            logits = self.noisy_logits(model, images[row], keys[row], purpose, copy)
             if counts is None:
                 counts = keys.new_zeros(len(images), logits.shape[1])
             counts.view(-1).add_(torch.bincount(row * counts.shape[1] + logits.argmax(1), minlength=counts.numel()))
         assert counts is not None
         return counts
+
+    def noisy_logits(self, model: Network, images: Images, keys: Labels, purpose: str, copies: Labels) -> Tensor:
+        """[B, K] for each image with the noise of its key's copy number `copies`."""
+        noise = gaussian(keys, purpose, tuple(images.shape[1:]), copies).to(images.dtype)
+        return logits_of(model, images + self.sigma * noise, len(images))
 
 
 def _keys(images: Images, seed: int) -> Labels:

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gambeson import canonical
 from gambeson.data.imageset import ImageSet
 from gambeson.pipeline import (
     evaluate,
@@ -29,7 +28,7 @@ from gambeson.recipe import Recipe
 from gambeson.recipes.costs import Rates, Shares, Sizes, Timing, gradients, guided_calls, network_calls, stage_seconds
 from gambeson.recipes.plan import KNOWN
 from gambeson.robustness.evaluate import Evaluation
-from gambeson.store import Artifact, Stage
+from gambeson.store import Artifact, Stage, Store
 from gambeson.tables.running import Todo, judge_validation, judging, missing, without_test
 from gambeson.tables.sheet import Sheet
 
@@ -52,19 +51,11 @@ class Bookkeeper:
 
     def once(self, stage: Stage, config: Any, *inputs: Any, seed: int | None = None) -> Artifact:
         """The artifact that there will be; what is not there yet, and was not asked for before, is written down."""
-        asked = {
-            "stage": stage.name,
-            "revision": stage.revision,
-            "config": canonical.plain(config, drop_neutral=True),
-            "inputs": [None if given is None else given.digest for given in inputs],
-            "seed": seed,
-        }
-        digest = canonical.digest(asked)
-        folder = self.runs / "stages" / stage.name / digest[:16]
-        if digest not in self.made and not (folder / "done.json").exists():
-            self.spent.append((stage.name, folder.name, self.price(stage, config)))
-        self.made.add(digest)
-        return Artifact(stage.name, digest, folder)
+        artifact = Store(self.runs).sought(stage, config, *inputs, seed=seed)
+        if artifact.digest not in self.made and not artifact.finished:
+            self.spent.append((stage.name, artifact.folder.name, self.price(stage, config)))
+        self.made.add(artifact.digest)
+        return artifact
 
 
 @dataclass(frozen=True, kw_only=True)

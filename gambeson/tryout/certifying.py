@@ -10,8 +10,7 @@ from dataclasses import asdict, dataclass, replace
 import torch
 from torch import Tensor
 
-from gambeson.randomness import gaussian, image_keys
-from gambeson.robustness.inputs import logits_of
+from gambeson.randomness import image_keys
 from gambeson.robustness.smoothing import ABSTAIN, Smoothing
 from gambeson.tryout.desk import Line, Work
 from gambeson.tryout.subject import Tried
@@ -92,8 +91,8 @@ class Certifier:
         while start < number:
             begun = time.perf_counter()
             copies = torch.arange(start, min(start + size, number), device=image.device)
-            noise = gaussian(key.expand(len(copies)), purpose, tuple(image.shape[1:]), copies).to(image.dtype)
-            logits = logits_of(self.tried.network, image + smoothing.sigma * noise, len(copies))
+            several, keys = image.expand(len(copies), *image.shape[1:]), key.expand(len(copies))
+            logits = smoothing.noisy_logits(self.tried.network, several, keys, purpose, copies)
             votes, start = torch.bincount(logits.argmax(1), minlength=logits.shape[1])[None], start + len(copies)
             seconds = time.perf_counter() - begun
             size = min(2 * size, _MOST) if seconds < _SOON else max(size // 2, 1) if seconds > _LONG else size

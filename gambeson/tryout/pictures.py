@@ -19,6 +19,7 @@ from PIL import Image, ImageOps
 
 from gambeson.data.pictures import REASONS, resized, unlike
 from gambeson.errors import UserError
+from gambeson.report.images import uri
 from gambeson.types import Images
 
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
@@ -160,7 +161,7 @@ def packed(image: Images) -> str:
 def picture_of(image: Images) -> str:
     """[1, C, H, W] in [0, 1], rounded to 8 bits, as a PNG data URI."""
     pixels = (image[0] * 255).round().byte().cpu().permute(1, 2, 0).numpy()
-    return _data_uri(Image.fromarray(np.ascontiguousarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)))
+    return uri(Image.fromarray(np.ascontiguousarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)))
 
 
 def thumbnail(image: Images, side: int = 64) -> str:
@@ -168,7 +169,7 @@ def thumbnail(image: Images, side: int = 64) -> str:
     pixels = (image[0] * 255).round().byte().cpu().permute(1, 2, 0).numpy()
     small = Image.fromarray(np.ascontiguousarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels))
     small.thumbnail((side, side), Image.Resampling.BOX)
-    return _data_uri(small)
+    return uri(small)
 
 
 def magnified(image: Images, attacked: Images) -> tuple[str, float]:
@@ -177,12 +178,6 @@ def magnified(image: Images, attacked: Images) -> tuple[str, float]:
     largest = float(delta.abs().max())
     times = 0.5 / largest if largest > 0 else 1.0
     return picture_of((0.5 + times * delta).clamp(0, 1)), times
-
-
-def _data_uri(picture: Image.Image) -> str:
-    buffer = io.BytesIO()
-    picture.save(buffer, format="PNG")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
 def lines_of(told: tuple[str, ...]) -> Iterator[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator
 
 import pyarrow.compute as pc
@@ -12,6 +11,7 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from gambeson.report import verdict
+from gambeson.report.chapters import checks_of
 from gambeson.report.material import ArmMaterial, CheckRecord, RunMaterial
 from gambeson.run import Run
 
@@ -47,14 +47,8 @@ def _material(run: Run) -> RunMaterial:
 
 
 def _checks(run: Run) -> Iterator[CheckRecord]:
-    """The checks that the stages kept, and whether each was made in one environment; none where they are not here."""
+    """What `checks_of` tells of each arm and seed; nothing of those whose stages are damaged or not here."""
     for chapter in run.chapters:
-        where, mixed = {"arm": chapter.arm.value, "seed": chapter.seed}, list[str]()
-        for role, artifact in chapter.artifacts.items():
-            with contextlib.suppress(OSError):
-                if role in ("rows", "autoattack"):
-                    found = json.loads((artifact.folder / "checks.json").read_text(encoding="utf-8"))
-                    yield from (CheckRecord(**where, **each) for each in found)
-                mixed += [] if artifact.record["bit_identical"] else [role]
-        detail = f"resumed with another torch, thread count or device: {', '.join(mixed) or 'none'}"
-        yield CheckRecord(**where, name="repeatable to the bit", passed=not mixed, detail=detail)
+        done = {role: made for role, made in chapter.artifacts.items() if made.finished}
+        with contextlib.suppress(OSError):
+            yield from checks_of(chapter, done)
