@@ -226,6 +226,7 @@ class Store:
         reset_peak_memory()
         with contextlib.nullcontext() if stage.together else distributed.apart():
             stage.work(workspace, config, *inputs, **arguments)
+        sweep(artifact.folder)  # what workers left that were killed while others went on
         facts = {
             **asked,
             "digest": artifact.digest,

@@ -156,6 +156,15 @@ def test_time_spent_before_a_kill_counts_and_its_leftovers_go(tmp_path: Path) ->
     assert len(list(artifact.folder.glob(".*.part"))) == 1
 
 
+def test_what_a_killed_worker_left_goes_when_the_others_are_done(tmp_path: Path) -> None:
+    @stage(revision=1)
+    def loses_a_worker(work: Workspace, config: int) -> None:
+        (work.folder / "shards").mkdir()
+        (work.folder / "shards" / ".00000.parquet.0f.999999999.part").write_text("a dead process's")
+
+    assert not list(Store(tmp_path).once(loses_a_worker, 1).folder.rglob("*.part"))
+
+
 def test_damaged_json_is_named(tmp_path: Path) -> None:
     artifact = Store(tmp_path).once(count_up, 1, seed=2)
     (artifact.folder / "done.json").write_text('{"half')
