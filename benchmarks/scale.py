@@ -2,9 +2,11 @@
 
   efficiency   images a second of 1 and of 2 workers of the local engine, and of 2 processes that know nothing of each
                other, side by side in rounds; a small U-Net, so that a block takes about a second
+  constants    spread of a block's seconds (standard deviation over mean), seconds until the first worker is at work
   overhead     seconds per item besides the work, of a fleet of workers that do nothing: local and, where installed, Ray
   write        seconds in which a block of images is put into a store
-  memory       peak memory of the process that hands items out, at 10,000 and at 1,000,000 items
+  memory       peak memory of the process that hands items out, at 10,000 and at 1,000,000 items, and of one that asks
+               a store of 1 million to 1 billion images for its missing blocks
   simulate     1 to 1,024 workers, 1 million to 1 billion images: hours, worker-hours, blocks lost, files
 
     python benchmarks/scale.py [PART ...] [--rounds 3] [--rate 0.87] [--price 0.05] [--out FILE]
@@ -19,6 +21,7 @@ import argparse
 import heapq
 import json
 import math
+import os
 import platform
 import subprocess
 import sys
@@ -26,9 +29,8 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median, stdev
 from typing import Any
 
 import numpy as np
@@ -38,17 +40,19 @@ from gambeson.data.writing import StoreWriter
 from gambeson.fleet import Fleet, Here, Local, Tool
 from gambeson.models.denoiser import EDM, NetworkDenoiser
 from gambeson.models.unet import UNetSpec
-from gambeson.processes import cores
+from gambeson.processes import cores, peak_memory_mb
 from gambeson.sampling.levels import karras_sigmas
 from gambeson.sampling.samplers import Heun
 from gambeson.sampling.walk import final
 
 BLOCK, SIDE = 32, 16
-PARTS = ("efficiency", "overhead", "write", "memory", "simulate")
+PARTS = ("efficiency", "constants", "overhead", "write", "memory", "simulate")
 FAILURES = 0.01
 """Of a worker, in an hour."""
 IMAGES_PER_BLOCK = 4096
 """Of a store of millions of images."""
+DRIVER_MB, DRIVER_BYTES = 257.0, 61.0
+"""Memory of the process that hands blocks out: without a block, and for each one that is missing (part memory)."""
 
 
 def open_sampler(steps: int) -> Tool:
@@ -64,7 +68,7 @@ def open_sampler(steps: int) -> Tool:
     def make(block: int) -> int:
         noise = torch.randn(BLOCK, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(block))
         labels = torch.arange(BLOCK) % 10
-        images = final(Heun()(partial(denoiser, labels=labels), noise, sigmas)).x
+        images = final(Heun()(denoiser, noise, sigmas, labels=labels)).x
         assert bool(images.isfinite().all())
         return block
 
@@ -92,21 +96,28 @@ def warm(fleet: Fleet) -> int:
 
 def efficiency(asked: argparse.Namespace) -> dict[str, Any]:
     """Images a second, by round."""
-    steps, found = 3, {"one": [], "two": [], "apart": []}
+    steps, blocks = (3, 8) if asked.quick else (18, 24)
+    found: dict[str, list[float]] = {"one": [], "two": [], "apart": []}
     for _ in range(asked.rounds):
-        found["one"].append(BLOCK / seconds_of(Here(), open_sampler, (steps,), range(24)))
-        found["two"].append(BLOCK / seconds_of(Local(2), open_sampler, (steps,), range(48)))
-        found["apart"].append(apart(steps))
+        found["one"].append(BLOCK / seconds_of(Here(), open_sampler, (steps,), range(blocks)))
+        found["two"].append(BLOCK / seconds_of(Local(2), open_sampler, (steps,), range(2 * blocks)))
+        found["apart"].append(apart(steps, blocks))
     over_one = [two / one for two, one in zip(found["two"], found["one"], strict=True)]
     over_apart = [two / both for two, both in zip(found["two"], found["apart"], strict=True)]
     return {"images_per_second": found, "two_over_one": over_one, "two_over_two_apart": over_apart}
 
 
-def apart(steps: int) -> float:
-    """Images a second of two processes that know nothing of each other, together."""
-    words = [sys.executable, __file__, "--alone", str(steps)]
+def apart(steps: int, blocks: int) -> float:
+    """Images a second of two processes that know nothing of each other, while both are at work."""
+    words = [sys.executable, __file__, "--alone", str(steps), str(blocks)]
     both = [subprocess.Popen(words, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    return sum(float(process.communicate()[0]) for process in both)
+    ends = [list(map(float, process.communicate()[0].split())) for process in both]
+    first, last = max(times[0] for times in ends), min(times[-1] for times in ends)
+    rates = []
+    for times in ends:
+        inside = [t for t in times if first <= t <= last]
+        rates.append(BLOCK * (len(inside) - 1) / (inside[-1] - inside[0]))
+    return sum(rates)
 
 
 def overhead(asked: argparse.Namespace) -> dict[str, Any]:
@@ -114,13 +125,14 @@ def overhead(asked: argparse.Namespace) -> dict[str, Any]:
     fleets: dict[str, Fleet] = {"local, 2 workers": Local(2)}
     told: dict[str, list[float] | str] = {}
     try:
+        os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+        from scale import open_nothing as importable  # by a name that Ray's workers know as well
+
         from gambeson.cluster import Ray, reached
 
         with reached(None, 2) as address:
             ray = Ray(address=address, workers=2)
-            told = {
-                "ray, 2 workers": [1e3 * seconds_of(ray, open_nothing, (), range(1000)) for _ in range(asked.rounds)]
-            }
+            told = {"ray, 2 workers": [1e3 * seconds_of(ray, importable, (), range(1000)) for _ in range(asked.rounds)]}
     except (ImportError, ValueError) as error:
         told["ray"] = f"not measured: {error}"
     for name, fleet in fleets.items():
@@ -128,25 +140,70 @@ def overhead(asked: argparse.Namespace) -> dict[str, Any]:
     return {"milliseconds_per_item": told}
 
 
-def write(asked: argparse.Namespace) -> dict[str, Any]:
-    """Seconds of a block of 4,096 images of 32 x 32 x 3 numbers."""
-    images = np.random.default_rng(0).integers(0, 256, (IMAGES_PER_BLOCK, 32, 32, 3), np.uint8)
-    labels, found = np.zeros(IMAGES_PER_BLOCK, np.int64), []
+def constants(asked: argparse.Namespace) -> dict[str, Any]:
+    """Of 2 workers of the local engine, by round."""
+    spreads, starts = [], []
     for _ in range(asked.rounds):
+        began = time.perf_counter()
+        found = []
+        for done in Local(2).each(open_sampler, (3 if asked.quick else 18,), iter(range(24))):
+            found.append((time.perf_counter() - began, done.seconds))
+        times = [seconds for _, seconds in found[2:]]
+        spreads.append(stdev(times) / fmean(times))
+        starts.append(found[0][0] - found[0][1])
+    return {"spread": spreads, "start_seconds": starts}
+
+
+def write(asked: argparse.Namespace) -> dict[str, Any]:
+    """Seconds of a block of so many images of 32 x 32 x 3 numbers."""
+    return {"seconds_per_block": {f"{size:,} images": _written(size, asked.rounds) for size in (512, IMAGES_PER_BLOCK)}}
+
+
+def _written(size: int, rounds: int) -> list[float]:
+    images, found = np.random.default_rng(0).integers(0, 256, (size, 32, 32, 3), np.uint8), []
+    labels = np.zeros(size, np.int64)
+    for _ in range(rounds):
         with tempfile.TemporaryDirectory() as folder:
             writer, began = StoreWriter(root=Path(folder), blocks=8, blocks_per_shard=4), time.perf_counter()
             for block in range(8):
                 writer.put(block, images, labels)
             found.append((time.perf_counter() - began) / 8)
-    return {"seconds_per_block": found}
+    return found
 
 
 def memory(asked: argparse.Namespace) -> dict[str, Any]:
-    """Peak MB of a process that hands out so many items to 2 workers."""
-    counts = (10_000, 1_000_000) if not asked.quick else (1_000, 10_000)
-    words = [[sys.executable, __file__, "--hand-out", str(count)] for count in counts]
-    found = [float(subprocess.run(w, stdout=subprocess.PIPE, text=True, check=True).stdout) for w in words]
-    return {"peak_mb": dict(zip(map(str, counts), found, strict=True))}
+    """Peak MB of a process that hands out so many items to 2 workers; of one that asks which blocks of a store are
+    missing, by images."""
+    items = (10_000, 1_000_000) if not asked.quick else (1_000, 10_000)
+    images = (10**6, 10**8, 10**9) if not asked.quick else (10**6, 10**7)
+    told = {f"{count:,} items handed out": peak_of("--hand-out", count) for count in items}
+    told |= {f"missing blocks of {count:,} images": peak_of("--missing", count) for count in images}
+    return {"peak_mb": told}
+
+
+def peak_of(option: str, count: int) -> float:
+    """What a process of its own prints."""
+    words = [sys.executable, __file__, option, str(count)]
+    return float(subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True).stdout)
+
+
+def alone(asked: argparse.Namespace) -> bool:
+    """What a process of its own does for the parts above; whether it was asked to."""
+    if asked.alone is not None:
+        make = open_sampler(asked.alone[0])
+        for block in range(asked.alone[1]):
+            make(block)
+            print(time.time())
+    elif asked.hand_out is not None:
+        for _ in Local(2).each(open_nothing, (), iter(range(asked.hand_out))):
+            pass
+        print(peak_memory_mb())
+    elif asked.missing is not None:
+        blocks = math.ceil(asked.missing / IMAGES_PER_BLOCK)
+        with tempfile.TemporaryDirectory() as folder:
+            assert len(StoreWriter(root=Path(folder), blocks=blocks, blocks_per_shard=16).missing()) == blocks
+        print(peak_memory_mb())
+    return any(value is not None for value in (asked.alone, asked.hand_out, asked.missing))
 
 
 def simulate(asked: argparse.Namespace) -> dict[str, Any]:
@@ -201,6 +258,7 @@ def simulated(images: int, workers: int, constants: dict[str, float], price: flo
         "blocks_lost": lost,
         "files": 3 * shards + 2,
         "gigabytes": images * 3075 / 1e9,
+        "driver_mb": DRIVER_MB + blocks * DRIVER_BYTES / 1e6,
     }
 
 
@@ -211,11 +269,12 @@ def lines(name: str, found: dict[str, Any]) -> Iterator[str]:
             values = found[ratio]
             yield f"{ratio.replace('_', ' ')}: {median(values):.3f} ({min(values):.3f} to {max(values):.3f})"
     elif name == "simulate":
-        yield "      images workers      hours  worker-h    busy   lost    files       GB"
+        yield "      images workers      hours  worker-h    busy   lost    files       GB   driver"
         for row in found["rows"]:
             yield (
                 f"{row['images']:12,} {row['workers']:7,} {row['hours']:10,.2f} {row['worker_hours']:9,.0f} "
-                f"{row['busy']:7.1%} {row['blocks_lost']:6,} {row['files']:8,} {row['gigabytes']:8,.0f}"
+                f"{row['busy']:7.1%} {row['blocks_lost']:6,} {row['files']:8,} {row['gigabytes']:8,.0f} "
+                f"{row['driver_mb']:5,.0f} MB"
             )
     else:
         yield f"{name}: {json.dumps(found)}"
@@ -227,24 +286,17 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--rate", type=float, default=0.87)
     parser.add_argument("--price", type=float, default=0.05)
-    parser.add_argument("--spread", type=float, default=0.05)
-    parser.add_argument("--write-seconds", type=float, default=0.05)
+    parser.add_argument("--spread", type=float, default=0.11)
+    parser.add_argument("--write-seconds", type=float, default=0.03)
     parser.add_argument("--start-seconds", type=float, default=30.0)
-    parser.add_argument("--overhead-seconds", type=float, default=0.02)
+    parser.add_argument("--overhead-seconds", type=float, default=0.001)
     parser.add_argument("--quick", action="store_true", help="small numbers, to see that it works")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/scale.jsonl"))
-    parser.add_argument("--alone", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--alone", type=int, nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--hand-out", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--missing", type=int, help=argparse.SUPPRESS)
     asked = parser.parse_args()
-    if asked.alone is not None:
-        print(BLOCK / seconds_of(Here(), open_sampler, (asked.alone,), range(24)))
-        return
-    if asked.hand_out is not None:
-        from gambeson.processes import peak_memory_mb
-
-        for _ in Local(2).each(open_nothing, (), iter(range(asked.hand_out))):
-            pass
-        print(peak_memory_mb())
+    if alone(asked):
         return
     unknown = sorted(set(asked.parts) - set(PARTS))
     if unknown:
