@@ -451,7 +451,7 @@ MISTAKES = {
     "minutes": (one_class, "--minutes soon", "--minutes: expected a number above 0, got 'soon'"),
     "threat": (one_class, "--threat linf", "NORM:EPSILON"),
     "l1": (lambda root: pictures(root, {"a": 12, "b": 12}), "--threat l1:12", "linf or l2"),
-    "a field the images do not have": (lambda root: pictures(root, {"a": 12, "b": 12}), "--data.szie 8", "--size"),
+    "a field the images do not have": (lambda root: pictures(root, {"a": 12, "b": 12}), "--data.szie 8", "--data.size"),
     "a field the recipe does not have": (lambda root: pictures(root, {"a": 12, "b": 12}), "--gen 8", "--gen"),
 }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, make_dataclass, replace
 from pathlib import Path
 
 from gambeson import files, overrides
@@ -107,9 +107,9 @@ def ask(word: str, argv: list[str], machine: Machine, runs: Path) -> Asked:
         data = fitting(data, found, hardware.largest_side(found.middle))
     elif isinstance(data, ParquetImages):
         data = replace(data, size=hardware.largest_side(0))
-    options = [f"--{given[7:]}" if given.startswith("--data.") else given for given in about]
+    whole = make_dataclass("Asked", [("data", type(data))], frozen=True)(data)  # errors name options as they were given
     return Asked(
-        data=overrides.parse(data, options, prog=prog),
+        data=overrides.parse(whole, about, prog=prog).data,
         found=found,
         threat=wished.threat,
         hardware=hardware,
