@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from gambeson import mirror
 from gambeson.data.datasets import Digits
 from gambeson.errors import EnvironmentFault
 from gambeson.machine import Machine
@@ -36,7 +37,7 @@ if __name__ == "__main__":
     local = Machine(workers=2)
     machine = local if engine == "local" else Machine(engine="ray", address=address[0], cluster_workers=2)
     try:
-        images(Path(root), machine)
+        images(mirror.local(root), machine)
     except EnvironmentFault as error:
         print(error, file=sys.stderr)
         sys.exit(error.code)

@@ -1,14 +1,17 @@
 """A Ray cluster on this machine, of real processes on 127.0.0.1: bits, versions, and whatever is lost."""
 
+import hashlib
 import os
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import object_store
 import pytest
 from fault_driver import images
 from faults import children, contents, driver, faultless, no_leftovers, prepared, suffer
@@ -32,16 +35,17 @@ NODE = {"node_ip_address": "127.0.0.1", "object_store_memory": 100 << 20, "inclu
 class Nodes:
     """A cluster of a head without workers and two machines of one worker each."""
 
-    def __init__(self) -> None:
+    def __init__(self, before: Callable[[], object] = lambda: None) -> None:
         from ray.cluster_utils import Cluster
 
-        self.cluster = Cluster()
+        self.cluster, self.before = Cluster(), before
         self.add(num_cpus=0)
         self.workers = [self.add() for _ in range(2)]
         self.address = self.cluster.address
 
     def add(self, num_cpus: int = 1) -> Any:
         """A machine more; Ray gives a busy computer 30 s to start one."""
+        self.before()  # what a machine starts with is what the environment says now
         for _ in range(3):
             try:
                 return self.cluster.add_node(**NODE, num_cpus=num_cpus)
@@ -214,6 +218,37 @@ def test_whoever_is_killed_the_store_is_the_faultless_one(
     hit = suffer(root, start, {"driver": driver, "a worker": worker, "a machine": machine}, seed)
     assert contents(root) == whole[1], hit
     no_leftovers(root)
+
+
+def test_in_a_bucket_the_images_are_those_on_a_disk(
+    nodes: Nodes, whole: tuple[Path, dict[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No machine sees the disk of another or of the driver; one of them is lost on the way."""
+    with object_store.object_store() as server:
+        root, disks = object_store.bucket(server, "cluster") + "/runs", iter(range(9))
+        (weights,) = (whole[0] / "stages" / "train_denoiser").iterdir()
+        for path in [path for path in weights.iterdir() if path.is_file()]:
+            key = f"runs/stages/train_denoiser/{weights.name}/{path.name}"
+            object_store.put(server, "cluster", key, path.read_bytes())
+
+        def own_disk() -> None:
+            monkeypatch.setenv("GAMBESON_SCRATCH", str(tmp_path / f"machine-{next(disks)}"))
+
+        there = Nodes(own_disk)
+        words = [sys.executable, str(Path(__file__).with_name("fault_driver.py")), root, "ray", there.address]
+        own_disk()
+        with subprocess.Popen(words, stdout=subprocess.DEVNULL) as process:
+            while process.poll() is None and not any(
+                "/blocks/" in key or "/shards/" in key for key in object_store.contents(server, "cluster")
+            ):
+                time.sleep(0.1)
+            there.lose()
+            assert process.wait(timeout=600) == 0
+        there.cluster.shutdown()
+        found = object_store.contents(server, "cluster")
+    images = {key.partition("/images/")[2]: hashlib.sha256(data).hexdigest() for key, data in found.items()}
+    assert {name: sha for name, sha in images.items() if name} == whole[1]
+    assert len(list(tmp_path.glob("machine-*"))) >= 3
 
 
 def test_a_cluster_that_is_not_there_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
