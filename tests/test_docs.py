@@ -195,6 +195,7 @@ SMOKES = [
     Smoke(r"gambeson try", "--no-browser", until=r"http://127\.0\.0\.1:\d+"),
     Smoke(r"gambeson watch", "--once"),
     Smoke(r"(show|report) RUN", "", {"RUN": "runs/digits-..."}),
+    Smoke(r"compare RUN OTHER-RUN", "", {"RUN": "digits", "OTHER-RUN": "more"}),
 ]
 
 
@@ -430,6 +431,7 @@ def for_readme(folder: Path) -> None:
 
 def for_tour(folder: Path) -> None:
     trained(folder)
+    finished(folder)
     pictures(folder / "my-images")
     arrays(folder / "1m.npz", ("image", "label"))
     split(folder / "real.npz")
