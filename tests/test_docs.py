@@ -152,6 +152,8 @@ SMOKES = [
     Smoke(r"^python benchmarks/", unrun=HOURS),
     Smoke(r"^python -m pytest tests/test_", extra="-q -p no:xdist -p no:cacheprovider -o addopts="),
     Smoke(r"data get ", unrun="the network"),
+    Smoke(r"--runs (s3|gs)://", unrun="a bucket; tests/test_mirror.py runs in one"),
+    Smoke(r"--address ", unrun="a cluster of other machines; tests/test_cluster.py starts one"),
     Smoke(r"data show \./my-images", instead={"32": "8"}),
     Smoke(r"run (cifar10|gtsrb)\S* .*--dry-run", unrun="the data set is not here"),
     Smoke(r"run cifar10 --device", unrun="a GPU and the data set"),
@@ -195,7 +197,7 @@ SMOKES = [
     Smoke(r"gambeson try", "--no-browser", until=r"http://127\.0\.0\.1:\d+"),
     Smoke(r"gambeson watch", "--once"),
     Smoke(r"(show|report) RUN", "", {"RUN": "runs/digits-..."}),
-    Smoke(r"compare RUN OTHER-RUN", "", {"RUN": "digits", "OTHER-RUN": "more"}),
+    Smoke(r"compare RUN OTHER-RUN", "", {"RUN": "runs/digits-...", "OTHER-RUN": "runs/more-..."}),
 ]
 
 
