@@ -177,7 +177,10 @@ PERTURBED = [
 ]
 
 
-@pytest.mark.parametrize("loss", [[], PERTURBED], ids=["preset", "weight perturbation"])
+@pytest.mark.parametrize(
+    "loss",
+    [pytest.param([], id="preset"), pytest.param(PERTURBED, id="weight perturbation", marks=pytest.mark.slow)],
+)
 def test_two_processes_train_what_one_does(loss: list[str]) -> None:
     """The same global batch, batch norm over all of it: equal up to rounding, and further from where they began."""
     words = [*loss, "--preset", "edm-at", "--classifier.optimisation.batch_size", "33"]
