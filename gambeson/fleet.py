@@ -244,7 +244,7 @@ class _Crew:
     def dismiss(self) -> None:
         """Ends all that are left, whatever they are doing."""
         for hand in self.hands:
-            hand.process.terminate()
+            hand.process.kill()  # one that was stopped (SIGSTOP) would not hear of anything less
         for hand in self.hands:
             hand.process.join()
 

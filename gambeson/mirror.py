@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import uuid
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +26,8 @@ from gambeson.errors import EnvironmentFault
 from gambeson.place import Missing, Place
 
 REMOTE = "remote.json"
+ROOT = re.compile(r"(s3|gs|memory)-.+-[0-9a-f]{8}")
+"""Names of mirrors (`local`): a remote.json in a folder of another name is somebody else's."""
 DONE, DELIVERED = "done.json", ".delivered"
 """Of a stage's folder: its record, and that the store has it."""
 AT_ONCE = 16
@@ -48,7 +51,7 @@ class Mirror:
         """The mirror that a path lies in; None on other disks."""
         path = Path(os.path.abspath(path))
         for folder in (path, *path.parents):
-            if (folder / REMOTE).is_file():
+            if ROOT.fullmatch(folder.name) and (folder / REMOTE).is_file():
                 return Mirror(folder, Place.of(read_json(folder / REMOTE)["url"]))
         return None
 
@@ -184,6 +187,10 @@ def delivered(folder: Path) -> None:
         at_once(lambda name: mirror.send(folder / name), own["files"])
         if not mirror.send(done, replace=False):
             theirs = _record(mirror, folder)
+            if theirs is not None and theirs["files"] != own["files"] and not _whole(mirror, folder, theirs):
+                at_once(lambda name: mirror.send(folder / name), own["files"])  # ours went over theirs: ours it is
+                mirror.send(done)
+                theirs = own
     if theirs is not None and theirs != own:
         _adopt(mirror, folder, theirs)
     write_json(folder / DELIVERED, {"to": mirror.place(folder).shown})
@@ -223,6 +230,15 @@ def _record(mirror: Mirror, folder: Path) -> dict[str, Any] | None:
     if not isinstance(files, dict) or any(Path(name).name != name or name.startswith(".") for name in files):
         raise EnvironmentFault(f"{place.shown}: expected the record of a stage, got something else")
     return found
+
+
+def _whole(mirror: Mirror, folder: Path, record: dict[str, Any]) -> bool:
+    """Whether the store's files of a stage are those of this record: two machines may have sent theirs at once."""
+    try:
+        at_once(lambda name: mirror.place(folder / name).check(record["files"][name]), record["files"])
+    except EnvironmentFault:
+        return False
+    return True
 
 
 def _adopt(mirror: Mirror, folder: Path, record: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ changes is sent while it goes on and at its end. Stages have their own way there
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import threading
@@ -117,7 +118,7 @@ class Runs:
         self.ledger[name] = [entry.mark, *self._state(name)]
 
     def _send(self, name: str) -> None:
-        if (self.root / name).is_file():
+        with contextlib.suppress(Missing):  # gone since it was listed
             self.mirror.send(self.root / name)
 
     def _state(self, name: str) -> list[int]:
@@ -155,12 +156,13 @@ def open_runs(url: str, words: Sequence[str]) -> Path:
 
 def settle() -> None:
     """Sends what is left at the end of a command. EnvironmentFault where that fails, unless the command failed too."""
+    failed = sys.exc_info()[0] is not None  # asked here: inside `except` below there is always a fault
     while _opened:
         runs = _opened.pop()
         runs.ended.set()
         try:
             runs.send()
         except EnvironmentFault as error:
-            if sys.exc_info()[0] is None:
+            if not failed:
                 raise
             print(f"gambeson: {error}", file=sys.stderr)

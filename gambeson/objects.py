@@ -17,13 +17,23 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from gambeson.errors import EnvironmentFault, UserError
-from gambeson.place import Entry, missing, redacted
+from gambeson.place import Entry, Missing, missing, redacted
 
 PATIENCE = 300.0
 """Seconds for which a refusal that passes is waited for, if GAMBESON_PATIENCE says nothing."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.25, 15.0
 PASSING_STATUS = {408, 409, 425, 429, 500, 502, 503, 504}
 """HTTP: timeout, conflict of requests at the same time, too many, the server's own faults."""
+PASSING_CODES = {
+    "RequestTimeout",
+    "RequestLimitExceeded",
+    "Throttling",
+    "ThrottlingException",
+    "SlowDown",
+    "InternalError",
+    "ServiceUnavailable",
+}
+"""S3's own words for the same: some come with status 400, or after a 200."""
 PASSING_KINDS = {
     "botocore.exceptions.ConnectionError",
     "botocore.exceptions.HTTPClientError",
@@ -64,7 +74,12 @@ class Objects:
 
     def create(self, path: str, data: bytes) -> bool:
         made, unsure = self._once(path, lambda: self._system().pipe_file(path, data, mode="create"))
-        return made or (unsure and self.read(path) == data)
+        if made or not unsure:
+            return made
+        try:
+            return self.read(path) == data
+        except Missing:  # whoever made it has removed it since
+            return False
 
     def fetch(self, path: str, to: Path) -> None:
         self._patiently(path, "fetch", lambda: self._system().get_file(path, str(to)), to)
@@ -187,7 +202,7 @@ def passes(error: BaseException) -> bool:
     """Whether a failure may be over soon: no connection, a busy server."""
     status = status_of(error)
     if status is not None:
-        return status in PASSING_STATUS
+        return status in PASSING_STATUS or _code(error) in PASSING_CODES
     if isinstance(error, ConnectionError | TimeoutError):
         return True
     return bool(PASSING_KINDS & {f"{kind.__module__}.{kind.__name__}" for kind in type(error).__mro__})

@@ -80,21 +80,27 @@ def own(place: Place, command: str, take_over: bool = False) -> Iterator[Owner]:
 
 def claim(place: Place, command: str, take_over: bool = False) -> Owner:
     """As `own`, until the process ends."""
-    mine = json.dumps({**this_machine(), "command": command, "since": _now(), "token": uuid.uuid4().hex}, indent=1)
+    token = uuid.uuid4().hex
+    mine = json.dumps({**this_machine(), "command": command, "since": _now(), "token": token}, indent=1)
     while True:
         last = (_numbers(place) or [0])[-1]
         if last:
             _check_free(place, last, take_over)
-        if (place / FOLDER / f"{last + 1:06d}.json").create(mine.encode()):
+        number = last + 1
+        made = (place / FOLDER / f"{number:06d}.json").create(mine.encode())
+        if not made and _facts(place, number).get("token") != token:  # ours: a file server's answer was lost
+            continue
+        if _numbers(place)[-1:] == [number]:  # else others came and went meanwhile, and this number was free again
             _forget(place, last)
-            return Owner(place, last + 1)
+            return Owner(place, number)
 
 
 def this_machine() -> dict[str, Any]:
     """What tells this process from all others: `progress.this_process`, and which machine it is on."""
     facts = this_process(os.getpid())
     with suppress(OSError):
-        facts["machine"] = hashlib.sha256(Path("/etc/machine-id").read_bytes()).hexdigest()[:16]
+        if name := Path("/etc/machine-id").read_bytes():  # empty in many images of containers
+            facts["machine"] = hashlib.sha256(name).hexdigest()[:16]
     return facts
 
 
@@ -110,13 +116,17 @@ def _numbers(place: Place) -> list[int]:
 
 def _facts(place: Place, number: int) -> dict[str, Any]:
     """What an owner says of itself. Raises EnvironmentFault where it is damaged."""
-    path = place / FOLDER / f"{number:06d}.json"
-    try:
-        return json.loads(path.read())
-    except Missing:
-        return {}  # it was followed in the meantime
-    except ValueError as error:
-        raise EnvironmentFault(f"{path.shown}: expected JSON, got damaged text ({error}); remove the file") from error
+    path, pauses = place / FOLDER / f"{number:06d}.json", [1.0, 0.2, 0.05]
+    while True:
+        try:
+            return json.loads(path.read())
+        except Missing:
+            return {}  # it was followed in the meantime
+        except ValueError as error:
+            if not pauses:
+                told = f"{path.shown}: expected JSON, got damaged text ({error}); remove the file"
+                raise EnvironmentFault(told) from error
+        time.sleep(pauses.pop())  # without hard links (disk.create) its content comes a moment after its name
 
 
 def _check_free(place: Place, number: int, take_over: bool) -> None:
@@ -157,7 +167,7 @@ def gone(facts: dict[str, Any]) -> bool:
     if any(facts.get(name) != mine.get(name) for name in ("host", "machine")):
         return False
     if facts.get("boot") != mine.get("boot"):
-        return True
+        return facts.get("machine") is not None  # a name alone may be two machines'
     if facts.get("namespace") != mine.get("namespace"):
         return False
     pid = facts.get("pid", 0)

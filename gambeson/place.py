@@ -129,7 +129,10 @@ class Place:
             self.fetch(Path(folder) / "content", sha256)
 
     def deliver(self, of: Path, replace: bool = False) -> bool:
-        """Copies a file of this machine here if there is nothing yet, or over it; whether it was this call's doing."""
+        """Copies a file of this machine here if there is nothing yet, or over it; whether it was this call's doing.
+        Raises Missing, naming the file, where it is not there."""
+        if not of.is_file():
+            raise missing(str(of))  # a client's own error would read as a missing bucket
         return self._keeper().deliver(self.path, of, replace)
 
     def names(self) -> list[str]:
@@ -155,16 +158,18 @@ class Place:
 
 def damaged(shown: str, expected: str, found: str) -> EnvironmentFault:
     """What is raised for an object whose bytes are not those that were written."""
+    copies = " and what GAMBESON_SCRATCH has of it" if "://" in shown else ""
     return EnvironmentFault(
         f"{shown}: expected SHA-256 {expected[:16]}..., got {found[:16]}...: it was changed after it was written. Move "
-        "the folder it lies in away and start the same command again, which makes it anew"
+        f"the folder it lies in{copies} away and start the same command again, which makes it anew"
     )
 
 
 def redacted(text: str) -> str:
     """A text with whatever is secret in its URLs replaced by ***: user and password, values of a query."""
+    text = re.sub(r"(?i)((?:s3a?|gs|gcs)://)[^/\s@:'\"]+:[^\s'\"]*@", r"\1***@", text)  # a bucket has no port
     text = re.sub(
-        r"([a-zA-Z][a-zA-Z0-9+.-]*://)([^/\s@'\"]*|[^/\s@:'\"]+:(?!\d+/)[^\s@'\"]*)@", r"\1***@", text
+        r"([a-zA-Z][a-zA-Z0-9+.-]*://)([^/\s'\"]*|[^/\s@:'\"]+:(?!\d+/)[^\s@'\"]*)@", r"\1***@", text
     )  # / in keys
     return re.sub(r"([a-zA-Z][a-zA-Z0-9+.-]*://[^\s?'\"]*\?)[^\s'\"#]*", _without_values, text)
 

@@ -2,6 +2,9 @@
 
 import itertools
 import os
+import signal
+import threading
+import time
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -62,6 +65,18 @@ def test_the_item_of_a_killed_worker_is_done_by_another(tmp_path: Path) -> None:
     assert sorted((d.item, d.result) for d in found) == squares(8)
     assert len(lines) == 2
     assert all("ended from outside; another does item 3" in line for line in lines)
+
+
+def test_a_worker_that_was_stopped_holds_nobody_up(tmp_path: Path) -> None:
+    """SIGSTOP: it hears of no polite signal, and the end would wait for it for ever."""
+    with closing(Local(2).each(open_square, (tmp_path, 0.02), itertools.count())) as endless:
+        ids = {done.result[1] for done in itertools.islice(endless, 20)}
+        os.kill(max(ids), signal.SIGSTOP)
+        rescue = threading.Timer(20, os.kill, (max(ids), signal.SIGCONT))
+        rescue.start()
+        began = time.monotonic()
+    rescue.cancel()
+    assert time.monotonic() - began < 10
 
 
 def test_an_item_that_ends_its_workers_is_named() -> None:
@@ -194,6 +209,14 @@ def test_a_store_takes_the_bytes_that_are_foretold(store: SyntheticStore, tmp_pa
         room.check_room(tmp_path / "new" / "images", 2 * free, "many images")
     assert refused.value.code == 3
     assert not (tmp_path / "new").exists()
+
+
+def test_files_that_go_while_they_are_counted_count_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "kept").write_bytes(b"x" * 5000)
+    gone, real = tmp_path / "gone", Path.rglob
+    monkeypatch.setattr(Path, "rglob", lambda folder, pattern: [*real(folder, pattern), gone])
+    monkeypatch.setattr(Path, "is_file", lambda path: True)  # it was there a moment ago
+    assert room.taken(tmp_path) == (tmp_path / "kept").stat().st_blocks * 512 > 0
 
 
 def test_machines_say_who_works() -> None:

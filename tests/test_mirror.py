@@ -16,8 +16,8 @@ import object_store
 import pytest
 from tiny import attempts, fingerprints, tiny_recipe
 
+from gambeson import cli, mirror, mirrored_runs
 from gambeson import files as recipes
-from gambeson import mirror
 from gambeson.cli import main
 from gambeson.data import reading, writing
 from gambeson.data.datasets import Digits
@@ -434,6 +434,43 @@ def test_of_two_machines_that_make_one_stage_the_first_result_is_everyones(
     assert artifact.file("x").read_text() == "other hardware"
 
 
+def test_two_machines_that_send_one_stage_at_once_leave_a_whole_one(
+    server: str, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second looked before the first's record was there, and its files, of other hardware, go over the first's."""
+
+    def make(text: str) -> None:
+        @stage(revision=1)
+        def pair(work: Workspace, config: dict, *, seed: int) -> None:
+            (work.folder / "x").write_text(text)
+            (work.folder / "y").write_text("of both")
+
+        Store(mirror.local(f"s3://{bucket}/r")).once(pair, {}, seed=1)
+
+    real, looked = mirror._record, list[Path]()
+
+    def record(there: Mirror, folder: Path):
+        found = real(there, folder)
+        looked.append(folder)
+        if len(looked) == 2:  # `delivered` of the second, after `brought`
+            scratch = os.environ["GAMBESON_SCRATCH"]
+            monkeypatch.setattr(mirror, "_record", real)
+            machine(1, tmp_path, monkeypatch)
+            make("first")
+            monkeypatch.setenv("GAMBESON_SCRATCH", scratch)
+        return found
+
+    monkeypatch.setattr(mirror, "_record", record)
+    make("second")
+    assert len(looked) == 2
+    for number in (1, 2):  # the first, and one that has nothing
+        machine(number, tmp_path, monkeypatch)
+        make("third")
+    (folder,) = (mirror.local(f"s3://{bucket}/r") / "stages/pair").iterdir()
+    files_there = {n.rpartition("/")[2]: d for n, d in object_store.contents(server, bucket).items()}
+    assert (files_there["x"], (folder / "x").read_bytes()) == (b"second", b"second")
+
+
 def test_a_record_that_leads_elsewhere_is_refused(
     server: str, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -504,6 +541,38 @@ def test_a_path_in_a_mirror_has_a_url_for_other_machines(
     assert not mirror.have(path.with_name("z"))
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")  # another server's bucket is another bucket
     assert mirror.local(f"s3://{bucket}/runs/stages/x/y.bin") != path
+
+
+@pytest.mark.parametrize("text", ['{"name": "mine"}', "[1]", '{"url": "s3://a-bucket"}', "no JSON"])
+def test_a_file_of_that_name_makes_no_mirror(text: str, tmp_path: Path) -> None:
+    """Somebody's own remote.json above the runs."""
+    (tmp_path / "remote.json").write_text(text)
+    assert Mirror.of(tmp_path / "runs") is None
+    assert mirror.url_of(tmp_path / "runs/x") == str(tmp_path / "runs/x")
+
+
+def test_what_could_not_be_sent_at_the_end_fails_the_command(
+    bucket: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With exit code 3; a command that failed by itself keeps its own fault."""
+
+    def work(fails: bool) -> None:
+        folder = mirrored_runs.open_runs(f"s3://{bucket}/runs", []) / "tiny"
+        folder.mkdir(exist_ok=True)
+        (folder / "run.json").write_text("{}")
+        monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+        if fails:
+            raise UserError("its own")
+
+    monkeypatch.setenv("GAMBESON_PATIENCE", "0.3")
+    endpoint = os.environ["AWS_ENDPOINT_URL"]
+    for fails, code in ((False, 3), (True, 2)):
+        monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+        monkeypatch.setitem(cli.COMMANDS, "runs", lambda words, fails=fails: work(fails))
+        found, text = told(["runs"], capsys)
+        assert found == code
+        assert f"s3://{bucket}/runs/tiny/run.json: expected to write it within 0.3 s" in text
+        assert ("its own" in text) is fails
 
 
 def told(words: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:

@@ -5,15 +5,17 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 from tiny import tiny_recipe
 
-from gambeson import files
+from gambeson import files, ownership
 from gambeson.cli import main
 from gambeson.engine import News
+from gambeson.errors import EnvironmentFault
 from gambeson.ownership import FOLDER, Owner, RunTaken, claim, gone, own, this_machine
 from gambeson.place import Place
 from gambeson.recipe import Arm
@@ -122,6 +124,62 @@ def test_what_proves_that_a_process_is_dead(tmp_path: Path) -> None:
         assert gone({**mine, **other}) is dead, other
     written(place, pid=int(ended.stdout))
     assert claim(place, "b").number == 8
+
+
+def test_equal_names_alone_prove_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Containers of one name on two machines, without /etc/machine-id: the other's start is not an earlier one here."""
+    real = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: b"" if path.name == "machine-id" else real(path))
+    mine = this_machine()
+    assert "machine" not in mine
+    assert not gone({**mine, "boot": "of another machine"})
+    assert gone({**mine, "ticks": 1})
+
+
+def test_a_number_that_is_free_again_is_nobodys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While one looks, another owns and ends, and a third owns: the first must not make the second's number anew."""
+    place, real = Place.of(tmp_path), ownership._check_free
+    claim(place, "a").release()
+
+    def late(there: Place, number: int, take_over: bool) -> None:
+        real(there, number, take_over)
+        monkeypatch.setattr(ownership, "_check_free", real)
+        claim(there, "b").release()
+        claim(there, "c")
+
+    monkeypatch.setattr(ownership, "_check_free", late)
+    with pytest.raises(RunTaken, match="'c'"):
+        claim(place, "late")
+    Owner(place, 3).check()
+
+
+def test_who_lost_a_file_servers_answer_still_owns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NFS: the link was made, its answer lost; asked again, the server says that there is one."""
+    real = os.link
+
+    def link(*words: str) -> None:
+        real(*words)
+        raise FileExistsError(17, "File exists")
+
+    monkeypatch.setattr(os, "link", link)
+    assert claim(Place.of(tmp_path), "a").number == 1
+
+
+def test_an_owner_whose_content_is_on_its_way_is_waited_for(tmp_path: Path) -> None:
+    """On a file system without hard links the name comes first; one that stays empty is told of."""
+    place = Place.of(tmp_path)
+    path = tmp_path / FOLDER / "000001.json"
+    path.parent.mkdir()
+    path.touch()
+    facts = {**this_machine(), "command": "gambeson run x", "since": "now"}
+    comes = threading.Timer(0.3, lambda: (place / FOLDER / "000001.json").write(json.dumps(facts).encode()))
+    comes.start()
+    with pytest.raises(RunTaken, match="'gambeson run x'"):
+        claim(place, "b")
+    comes.join()
+    path.write_bytes(b"")
+    with pytest.raises(EnvironmentFault, match=r"000001\.json: expected JSON.*remove the file"):
+        claim(place, "b")
 
 
 def test_the_command_says_who_makes_the_run_and_exits_with_3(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -13,11 +13,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import object_store
 import pytest
 
 from gambeson import disk
 from gambeson.errors import EnvironmentFault, UserError
+from gambeson.objects import passes
 from gambeson.place import Missing, Place, redacted
 
 SPAWN = multiprocessing.get_context("spawn")
@@ -166,6 +168,42 @@ def test_who_lost_an_answer_still_knows_that_it_made_the_object(server: str, tmp
     assert object_store.contents(server, "lost-answer") == {"owner": b"mine"}
 
 
+def test_who_lost_an_answer_and_then_the_object_made_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another machine made it and has removed it again (a block, when its shard is final) before it can be compared."""
+    place, tries = Place.of("memory://lost-and-gone/x"), [ConnectionError("no answer"), FileExistsError("there")]
+
+    def pipe_file(*words: object, **more: object) -> None:
+        raise tries.pop(0)
+
+    monkeypatch.setattr(type(fsspec.filesystem("memory")), "pipe_file", pipe_file)
+    assert place.create(b"mine") is False
+    assert not tries
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "over"),
+    [
+        ("RequestTimeout", 400, True),
+        ("InternalError", 200, True),  # of a large file's last request: the head of the answer had gone before
+        ("SlowDown", 503, True),
+        ("InvalidRequest", 400, False),
+        ("AccessDenied", 403, False),
+    ],
+)
+def test_s3_says_in_words_too_what_passes(code: str, status: int, over: bool) -> None:
+    exceptions, errors = pytest.importorskip("botocore.exceptions"), pytest.importorskip("s3fs.errors")
+    answer = {"Error": {"Code": code, "Message": "x"}, "ResponseMetadata": {"HTTPStatusCode": status}}
+    fault = exceptions.ClientError(answer, "PutObject")
+    assert passes(fault) is passes(errors.translate_boto_error(fault)) is over
+
+
+def test_a_file_that_is_not_there_is_no_missing_bucket(place: Place, tmp_path: Path) -> None:
+    for replace in (False, True):
+        with pytest.raises(EnvironmentFault, match="nowhere") as caught:
+            (place / "x").deliver(tmp_path / "nowhere", replace)
+        assert "bucket" not in str(caught.value).partition("nowhere")[2]
+
+
 def test_what_does_not_pass_is_told_at_once(server: str) -> None:
     began = time.monotonic()
     nowhere = Place.of("s3://no-such-bucket/x")
@@ -188,6 +226,8 @@ def test_what_does_not_pass_is_told_at_once(server: str) -> None:
         ("s3://AKIAKEY:hunter2@bucket/x", r"s3://\*\*\*@bucket/x"),
         ("s3://bucket/x?key=hunter2&part=2", r"s3://bucket/x\?key=\*\*\*&part=2"),
         ("https://me:hunter2@host/x", r"https://\*\*\*@host/x"),
+        ("s3://AKIAKEY:12/hunter2@bucket/x", r"s3://\*\*\*@bucket/x"),  # not a port
+        ("S3://AKIAKEY:hunter2/a@b@bucket/x", r"S3://\*\*\*@bucket/x"),
         ("s3://bucket/../x", None),
         ("s3://", None),
     ],
@@ -202,7 +242,9 @@ def test_urls_with_secrets_in_them_are_refused_and_not_shown(url: str, shown: st
 
 
 def test_secrets_are_taken_out_of_any_text() -> None:
-    assert redacted("s3://AK:wJ/xR@bucket/y") == "s3://***@bucket/y"
+    assert redacted("s3://AK:wJ/xR@bucket/y") == redacted("s3://AK:7/xR@bucket/y") == "s3://***@bucket/y"
+    assert redacted("by way of http://me:p@ss@proxy:80/x") == "by way of http://***@proxy:80/x"
+    assert redacted("s3://bucket/x@2 and gs://b/y") == "s3://bucket/x@2 and gs://b/y"
     text = "gambeson run digits --runs s3://AK:SE/CRET+x@b/c --data 'https://u@h/a?X-Amz-Signature=ab12&n=1' --seed 3"
     clean = "gambeson run digits --runs s3://***@b/c --data 'https://***@h/a?X-Amz-Signature=***&n=1' --seed 3"
     assert redacted(text) == clean

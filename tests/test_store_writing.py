@@ -276,6 +276,25 @@ def test_a_torn_block_is_found_and_made_again(damage: str, straight: dict[str, b
     assert whole(root) == straight
 
 
+@pytest.mark.parametrize("carry", [False, True])
+def test_a_flipped_bit_of_a_marker_is_a_damaged_marker_or_none(carry: bool, tmp_path: Path) -> None:
+    """Each bit of its lists of arrays: what says how they are packed, their names, their lengths."""
+    images = np.zeros((2, 2, 2, 1), np.uint8)
+    whole = writing.Marker.of(images, np.arange(2), {"clipped": 0.5}, carry)
+    data, path = whole.packed(), tmp_path / "0.npz"
+    for place in range(data.index(b"PK\x01\x02"), len(data)):
+        for bit in range(8):
+            damaged = bytearray(data)
+            damaged[place] ^= 1 << bit
+            path.write_bytes(damaged)
+            found = writing.Marker.read(path)
+            if found is not None:
+                assert (found.shape, found.crc, list(found.facts)) == (whole.shape, whole.crc, ["clipped"])
+                assert (found.images is not None) is carry
+    path.write_bytes(data)
+    assert writing.Marker.read(path) is not None
+
+
 def test_a_torn_block_is_found_when_the_shard_had_its_name_already(
     straight: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -34,6 +34,7 @@ from gambeson.heritage import inherited as inherited
 
 PIECE = 1 << 22
 """Bytes of a shard that are in memory at once while it is checked."""
+DAMAGED = (ValueError, KeyError, EOFError, RuntimeError, BadZipFile, zlib.error)  # RuntimeError: "it is encrypted"
 PROVENANCE = b"gambeson.provenance"
 """Where a shard's Parquet keeps, as JSON, what its images were made of."""
 
@@ -58,14 +59,14 @@ class Marker:
     def read(path: Path) -> Marker | None:
         """The marker in a file; None where it is not there or damaged, which is the same: the block is written anew."""
         try:
-            with np.load(path, allow_pickle=False) as arrays:
+            with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
                 found = {name: arrays[name] for name in arrays.files}
             images, labels = found.get("images"), found["labels"]
             if images is not None and "shape" not in found:  # a whole block, as the first versions of this store had it
                 found |= {"shape": np.array(images.shape), "crc": np.array(zlib.crc32(images))}
             facts = {name.removeprefix("fact_"): found[name] for name in found if name.startswith("fact_")}
             return Marker(tuple(found["shape"].tolist()), labels, facts, int(found["crc"]), images)
-        except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, EOFError, BadZipFile, zlib.error):
+        except (FileNotFoundError, NotADirectoryError, *DAMAGED):
             return None
 
     def write(self, path: Path) -> None:
@@ -79,7 +80,7 @@ class Marker:
         carried = {} if self.images is None else {"images": self.images}
         own = {"shape": np.array(self.shape), "labels": self.labels, "crc": np.array(self.crc)}
         file = io.BytesIO()
-        np.savez(file, **own, **arrays, **carried)  # type: ignore[arg-type]
+        np.savez(file, **arrays, **carried, **own)  # type: ignore[arg-type]  # a cut list of them lacks the last
         return file.getvalue()
 
 

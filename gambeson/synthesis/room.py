@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+import stat
 from pathlib import Path
 
 from gambeson.data.shards import head_of
@@ -25,7 +26,15 @@ def store_bytes(count: int, block: int, blocks_per_shard: int, shape: tuple[int,
 
 def taken(folder: Path) -> int:
     """Bytes that files below a folder occupy on the disk already; holes in a file that is being filled do not count."""
-    return sum(path.stat().st_blocks * 512 for path in folder.rglob("*") if path.is_file())
+    return sum(map(_blocks, folder.rglob("*"))) * 512
+
+
+def _blocks(path: Path) -> int:
+    try:
+        facts = path.stat()
+    except FileNotFoundError:  # gone since: a worker of an earlier start may still be ending
+        return 0
+    return facts.st_blocks if stat.S_ISREG(facts.st_mode) else 0
 
 
 def existing(folder: Path) -> Path:
