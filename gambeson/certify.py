@@ -23,6 +23,7 @@ from gambeson.robustness.smoothing import Smoothing
 from gambeson.robustness.tested import tested_images, with_names
 from gambeson.screen import shown
 from gambeson.store import Artifact, Store
+from gambeson.terminal import say
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,11 +148,11 @@ def _certify(asked: Asked) -> None:
     real = with_names(real, asked.classifier.load().classes)
     asked.classifier.check_fit(real)
     for remark in remarks:
-        print(remark, file=sys.stderr)
+        say(remark, file=sys.stderr)
     if asked.out is not None:
         open_folder(asked.out.parent)
     if hint := _hint(asked):
-        print(f"hint: {hint}", file=sys.stderr)
+        say(f"hint: {hint}", file=sys.stderr)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as in workers, so that their number changes nothing
     try:
@@ -182,11 +183,11 @@ def _hint(asked: Asked) -> str | None:
 def _deliver(made: Artifact, out: Path | None, data: str) -> None:
     """The table on the screen; rows and summary where they were asked for."""
     rows, facts = made.file(ROWS), made.file(SUMMARY)
-    print("\n".join(table(read_json(facts), data)))
+    say("\n".join(table(read_json(facts), data)))
     if out is not None:
         delivery.claim(out, made, ROWS)
         rows, facts = (delivery.copied(path, out) for path in (rows, facts))
-    print(f"rows: {rows.resolve()}\nsummary: {facts.resolve()}")
+    say(f"rows: {rows.resolve()}\nsummary: {facts.resolve()}")
 
 
 def table(facts: dict[str, Any], data: str) -> list[str]:

@@ -9,6 +9,7 @@ from importlib import import_module
 from pathlib import Path
 
 from gambeson.options import settle_runs, take_runs
+from gambeson.terminal import console, say
 
 USAGE = """gambeson: robust image classifiers from guided synthetic data.
 
@@ -61,9 +62,9 @@ def command_runs(argv: list[str]) -> None:
         raise UserError(f"runs: expected no further words, got {' '.join(argv)}")
     folders = sorted(p.parent for p in root.glob("*/recipe.yaml"))
     for folder in folders:
-        print(f"{folder.name:40} {_state(folder)}")
+        say(f"{folder.name:40} {_state(folder)}")
     if not folders:
-        print(f"no runs in {root.resolve()}; `gambeson run digits` makes one")
+        say(f"no runs in {root.resolve()}; `gambeson run digits` makes one")
 
 
 def _state(folder: Path) -> str:
@@ -76,40 +77,47 @@ def _state(folder: Path) -> str:
         run = open_run(folder)
     except (OSError, ValueError) as error:
         return f"cannot be read: {error}"
-    ended = run.facts["finished"][:16].replace("T", " ")
+    ended = str(run.facts.get("finished", ""))[:16].replace("T", " ")
     return f"complete {ended}, {len(run.recipe.arms)} arms, {run.recipe.seeds} seed(s)"
 
 
 def command_show(argv: list[str]) -> None:
     """gambeson show RUN"""
-    from rich.console import Console
-
-    from gambeson.report import verdict
-    from gambeson.report.gather import gather_folder
+    from gambeson.errors import reading
     from gambeson.run import find_run
 
     root = take_runs(argv)
     folder = find_run(_one_word(argv, "the run"), root)
+    with reading(folder):
+        _show(folder)
+
+
+def _show(folder: Path) -> None:
+    from gambeson.report import verdict
+    from gambeson.report.gather import gather_folder
+
     material = gather_folder(folder, make=False)
-    console = Console()
-    console.print(verdict.terminal_table(material))
+    screen = console()
+    screen.print(verdict.terminal_table(material))
     for sentence in verdict.judge(material).sentences:
-        console.print(sentence, markup=False)
+        screen.print(sentence, markup=False)
     told = {part: why for part, why in material.missing.items() if part in ("run", "arms", "class_names")}
     for line in filter(None, (*told.values(), material.moved)):
-        print(f"note: {line}")
-    print(f"recipe: {folder / 'recipe.yaml'}\nreport: {folder / 'report.html'}")
+        say(f"note: {line}")
+    say(f"recipe: {folder / 'recipe.yaml'}\nreport: {folder / 'report.html'}")
 
 
 def command_report(argv: list[str]) -> None:
     """gambeson report RUN"""
+    from gambeson.errors import reading
     from gambeson.report import page
     from gambeson.report.gather import gather_folder
     from gambeson.run import find_run
 
     root = take_runs(argv)
     folder = find_run(_one_word(argv, "the run"), root)
-    print(page.write(gather_folder(folder), folder / "report.html").resolve())
+    with reading(folder):
+        say(page.write(gather_folder(folder), folder / "report.html").resolve())
 
 
 def _elsewhere(module: str, function: str) -> Callable[[list[str]], None]:
@@ -190,5 +198,5 @@ def _complain(error: Exception, code: int) -> int:
         raise error
     from gambeson.place import redacted
 
-    print(f"gambeson: {redacted(str(error))}", file=sys.stderr)
+    say(f"gambeson: {redacted(str(error))}", file=sys.stderr)
     return code

@@ -38,6 +38,7 @@ from gambeson.store import Artifact
 from gambeson.synthesis import grid
 from gambeson.synthesis.generate import Sources, fit_embedding, generate
 from gambeson.synthesis.generation import Generation
+from gambeson.terminal import say
 from gambeson.training.classifier import train_classifier
 from gambeson.training.diffusion import train_denoiser
 from gambeson.training.foreign import ForeignDenoiser, Weights, import_classifier, import_denoiser
@@ -172,7 +173,7 @@ def _deliver(path: Path, out: Path | None, what: str, made: Artifact, words: lis
         out.parent.mkdir(parents=True, exist_ok=True)
         path = Path((shutil.copytree if path.is_dir() else shutil.copyfile)(path, out))
         deliver_card(exported(made, MADE, words), path)
-    print(f"{what}: {path.resolve()}")
+    say(f"{what}: {path.resolve()}")
 
 
 MADE = (train_denoiser, import_denoiser, train_classifier, train_noise_conditioned, generate)
@@ -183,7 +184,7 @@ def _deliver_weights(path: Path, out: Path | None, made: Artifact, words: list[s
     """The last line of a training's log, and where its weights lie."""
     for record in load_tensors(path)[1]["log"][-1:]:
         first = {"step": record["step"], **record}
-        print("  ".join(f"{name} {_shown(value)}" for name, value in first.items()))
+        say("  ".join(f"{name} {_shown(value)}" for name, value in first.items()))
     _deliver(path, out, "weights", made, words)
 
 
@@ -290,7 +291,7 @@ def sample_grid(argv: list[str]) -> None:
     asked = ask(words, "sample-grid")
     path = asked.out or Path("samples.png")
     asked.make("samples", _draw, asked.source, asked.machine, per_row, path)
-    print(f"picture: {path.resolve()}")
+    say(f"picture: {path.resolve()}")
 
 
 def _draw(source: Recipe | Sampling, machine: Machine, per_row: int, path: Path, once: Once) -> None:
@@ -325,13 +326,13 @@ def export(argv: list[str]) -> None:
     if forms["robustbench"] is not None:
         save_robustbench(model, forms["robustbench"])
         _deliver_export(words[0], Path(forms["robustbench"]), "a checkpoint as RobustBench reads them")
-        print(f"RobustBench: {Path(forms['robustbench']).resolve()}\n{robustbench_entry(model)}")
+        say(f"RobustBench: {Path(forms['robustbench']).resolve()}\n{robustbench_entry(model)}")
     if forms["onnx"] is not None:
         require(shape is not None, "export --onnx", "a classifier that says which images it was trained on", words[0])
         assert shape is not None
         save_onnx(model, forms["onnx"], shape)
         _deliver_export(words[0], Path(forms["onnx"]), "ONNX, for any number of images at a time")
-        print(f"ONNX: {Path(forms['onnx']).resolve()}")
+        say(f"ONNX: {Path(forms['onnx']).resolve()}")
 
 
 def _deliver_export(word: str, place: Path, form: str) -> None:

@@ -7,13 +7,15 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from gambeson.errors import UserError
+from gambeson.errors import UserError, reading
 from gambeson.options import take, take_runs
 from gambeson.report import compare_page, compare_words
 from gambeson.report.compare_images import settled
+from gambeson.report.compare_material import Contender
 from gambeson.report.compare_pairs import Comparison, compared
 from gambeson.report.compare_read import read
 from gambeson.run import find_run
+from gambeson.terminal import console, say
 
 MOST_RUNS = 40
 """Runs that one page can hold and still be read."""
@@ -44,9 +46,10 @@ def compare(argv: list[str]) -> None:
         raise UserError(f"compare: expected runs, --runs and --out, got {unknown[0]}; see gambeson compare --help")
     folders = found(words, runs)
     page = _place(out, runs, folders)
-    comparison = laid_beside(folders)
-    _show(comparison)
-    print(f"page: {compare_page.write(comparison, page).resolve()}")
+    with reading(", ".join(map(str, folders))):
+        comparison = laid_beside(folders)
+        _show(comparison)
+        say(f"page: {compare_page.write(comparison, page).resolve()}")
 
 
 def found(words: Sequence[str], runs: Path) -> list[Path]:
@@ -107,9 +110,14 @@ def laid_beside(folders: Sequence[Path]) -> Comparison:
     """The runs in these folders, compared with the first of them that was measured."""
     names = _names(folders)
     contenders = [
-        read(folder, number, name) for number, (folder, name) in enumerate(zip(folders, names, strict=True), 1)
+        _read(folder, number, name) for number, (folder, name) in enumerate(zip(folders, names, strict=True), 1)
     ]
     return compared(settled(contenders))
+
+
+def _read(folder: Path, number: int, name: str) -> Contender:
+    with reading(folder):
+        return read(folder, number, name)
 
 
 def _names(folders: Sequence[Path]) -> list[str]:
@@ -121,11 +129,9 @@ def _names(folders: Sequence[Path]) -> list[str]:
 
 def _show(comparison: Comparison) -> None:
     """The table, the verdict and what is missing, in the terminal."""
-    from rich.console import Console
-
-    console = Console()
+    screen = console()
     for contender in comparison.contenders:
-        console.print(f"run {contender.number}: {contender.name}", markup=False, highlight=False, soft_wrap=True)
-    console.print(compare_words.terminal_table(comparison))
+        screen.print(f"run {contender.number}: {contender.name}", markup=False, highlight=False, soft_wrap=True)
+    screen.print(compare_words.terminal_table(comparison))
     for line in compare_words.terminal_lines(comparison):
-        console.print(line, soft_wrap=True)
+        screen.print(line, soft_wrap=True)

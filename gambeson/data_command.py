@@ -26,6 +26,7 @@ from gambeson.data.imageset import ImageSet, Split, data_root
 from gambeson.errors import EnvironmentFault, UserError, require, unknown
 from gambeson.options import take, take_flag
 from gambeson.screen import PATIENCE, WithBars
+from gambeson.terminal import console, say
 from gambeson.types import Images
 
 USAGE = f"""usage: gambeson data list [NAME...]
@@ -209,13 +210,13 @@ def get(words: list[str]) -> None:
     wanted = {name: None if name.startswith("hf:") else _held(name) for name in names}
     for name, held in wanted.items():
         if held is None:
-            print(f"{name}: {fetch.fetch_hub(name)}; load it with --data {name}")
+            say(f"{name}: {fetch.fetch_hub(name)}; load it with --data {name}")
             continue
         print(f"{name}: licence: {held.licence}; cite {held.citation}")
-        with Transfers(Console()) as screen:
+        with Transfers(console()) as screen:
             places = [(file, _get_one(file, root, screen)) for file in held.files if file.usual or everything]
         for file, place in places:
-            print(f"{place} ({_vouched(file, place)})")
+            say(f"{place} ({_vouched(file, place)})")
 
 
 def _get_one(file: Published, root: Path, screen: Transfers) -> Path:
@@ -248,7 +249,7 @@ def check(words: list[str]) -> None:
             )
         for file, place in here:
             right = file.checksum is None or digest_of(place, file.checksum.partition(":")[0]) == file.checksum
-            print(f"{place}: {_vouched(file, place) if right else 'DIFFERS'}")
+            say(f"{place}: {_vouched(file, place) if right else 'DIFFERS'}")
             wrong += [] if right else [refusal(place, file, place.stat().st_size)]
     if wrong:
         raise EnvironmentFault("; ".join(wrong))
@@ -268,7 +269,7 @@ def show(words: list[str]) -> None:
         warnings.simplefilter("always", UserWarning)
         real = showing.data.load()
     left_out = [str(warning.message) for warning in said if issubclass(warning.category, UserWarning)]
-    print("\n".join([*table(real), *_listed([*left_out, *problems(real)])]))
+    say("\n".join([*table(real), *_listed([*left_out, *problems(real)])]))
 
 
 def _listed(found: list[str]) -> list[str]:

@@ -7,6 +7,7 @@ import errno
 import hashlib
 import json
 import os
+import stat
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +16,8 @@ from typing import Any
 from gambeson.errors import EnvironmentFault
 
 REDO = "It was changed after it was written: move its folder away and start the same command again to redo the stage"
+LARGEST_JSON = 2**25
+"""Bytes of a JSON file that are read, at most: in memory it can take twenty times as many."""
 NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS}
 """What a file system says that has no hard links."""
 
@@ -38,10 +41,23 @@ def sweep(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
+def read_bounded(path: Path, most: int = LARGEST_JSON) -> bytes:
+    """The content of a small file. EnvironmentFault, naming it, for a longer one, and for a pipe or a device (a link
+    in a stranger's folder may lead to one): those may never end."""
+    mode = path.stat().st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise EnvironmentFault(f"{path}: expected a plain file, got a pipe or a device, which is not read")
+    with open(path, "rb") as handle:
+        content = handle.read(most + 1)
+    if len(content) > most:
+        raise EnvironmentFault(f"{path}: expected at most {most:,} bytes, got more; it is damaged, or none of ours")
+    return content
+
+
 def read_json(path: Path) -> Any:
     """The content of a JSON file of ours. Raises EnvironmentFault, naming it, where it is damaged."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(read_bounded(path).decode())
     except (ValueError, RecursionError) as error:
         raise EnvironmentFault(f"{path}: expected JSON, got damaged text ({error}). {REDO}") from error
 

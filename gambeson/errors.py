@@ -5,7 +5,8 @@ Every message is one paragraph: what was expected, what came, and what usually f
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from difflib import SequenceMatcher
 
 
@@ -25,6 +26,25 @@ def require(holds: bool, name: str, expected: str, value: object) -> None:
     """UserError naming the field, what it should have been and what came."""
     if not holds:
         raise UserError(f"{name}: expected {expected}, got {value!r}")
+
+
+@contextmanager
+def reading(place: object) -> Iterator[None]:
+    """Inside, what a folder makes readers stumble over that another version, damage or a stranger has written into its
+    records (a name that is missing, a text for a number) becomes EnvironmentFault, naming it.
+
+    For commands that only look at what is there; GAMBESON_DEBUG shows where it was.
+    """
+    try:
+        yield
+    except (OSError, ValueError):
+        raise
+    except Exception as error:
+        told = (str(error).splitlines() or [""])[0][:200]
+        raise EnvironmentFault(
+            f"{place}: expected what gambeson wrote there, got records that cannot be read ({type(error).__name__}: "
+            f"{told}); they are damaged, of another version, or a stranger's. Copy the folder anew, or leave it out"
+        ) from error
 
 
 def _likeness(word: str, known: str) -> float:

@@ -266,9 +266,11 @@ def load(path: str | os.PathLike[str], root: type[T], classes: Mapping[str, type
     their defaults. Raises UserError (names the field's path) for what the file says, EnvironmentFault if it cannot
     be read.
     """
+    from gambeson.disk import read_bounded
+
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_bounded(path, 4 * LONGEST).decode()
     except (FileNotFoundError, IsADirectoryError, UnicodeDecodeError) as error:
         raise UserError(f"recipe file {path}: expected a YAML file saved by gambeson, got: {error}") from None
     except OSError as error:

@@ -31,6 +31,7 @@ from gambeson.store import Artifact, Store
 from gambeson.synthesis import label as labels
 from gambeson.synthesis.label import LABELS, REPORT, ByCondition, ByTeacher, Labeling, Soft, labelled_parts, open_labels
 from gambeson.synthesis.teachers import open_teachers
+from gambeson.terminal import say
 
 SELECTION = "chosen.parquet"
 """The labelled images as `gambeson train --synthetic` takes them."""
@@ -194,13 +195,13 @@ def _deliver(asked: Asked, source: Source, made: Artifact, argv: list[str]) -> N
         Chosen.write_parts(out / SELECTION, store, placed, made.heritage)
     deliver_card(exported(made, [labels.label], ["label", *argv]), out)
     found = read_json(facts)
-    print("\n".join(table(found)))
+    say("\n".join(table(found)))
     if found["empty"]:
-        print(f"note: no image of {', '.join(found['empty'])} is left", file=sys.stderr)
+        say(f"note: no image of {', '.join(found['empty'])} is left", file=sys.stderr)
     if not class_names(source) and asked.data is None:
         print("hint: the store names no classes; --data D compares it with the real images", file=sys.stderr)
-    print(f"labels: {(out / LABELS).resolve()}\nreport: {(out / REPORT).resolve()}")
-    print(f"selection: {(out / SELECTION).resolve()}; gambeson train --data {asked.data or 'D'} --synthetic {out}")
+    say(f"labels: {(out / LABELS).resolve()}\nreport: {(out / REPORT).resolve()}")
+    say(f"selection: {(out / SELECTION).resolve()}; gambeson train --data {asked.data or 'D'} --synthetic {out}")
 
 
 def _placed(source: Source, part: Part) -> Part:

@@ -33,6 +33,7 @@ from gambeson.quality.table import Measures, chosen, described
 from gambeson.quality.telling import Findings, markdown, terminal_table
 from gambeson.robustness.subjects import Named, logits_wanted, subject_of
 from gambeson.store import Artifact, Store
+from gambeson.terminal import console, say
 from gambeson.threat import ThreatModel
 
 
@@ -170,12 +171,10 @@ def quality(argv: list[str]) -> None:
 @contextmanager
 def _screen(asked: Asked) -> Iterator[Callable[[str], Callable[..., Artifact]]]:
     """A job's name -> the `once` that shows its stages under that name."""
-    from rich.console import Console
-
     from gambeson.engine import News
     from gambeson.screen import ProgressScreen
 
-    with ProgressScreen(Console()) as screen:
+    with ProgressScreen(console()) as screen:
 
         def begin(name: str) -> Callable[..., Artifact]:
             told = lambda stage, done, total: screen.show(News(name, stage, done, total))  # noqa: E731
@@ -317,21 +316,19 @@ def _free(path: Path, facts: dict[str, Any]) -> None:
 
 def _deliver(findings: Findings, path: Path, pairs: Path | None) -> None:
     """The table on the terminal, the JSON and the Markdown; with pairs, the nearest train image of every image."""
-    from rich.console import Console
-
-    console = Console()
-    console = console if console.is_terminal else Console(width=WIDTH)
+    screen = console()
+    screen = screen if screen.is_terminal else console(WIDTH)
     table, below = terminal_table(findings)
-    console.print(table)
+    screen.print(table)
     for line in below:
-        console.print(line, markup=False, highlight=False)
+        screen.print(line, markup=False, highlight=False)
     write_json(path, findings.plain())
     beside = path.with_suffix(".md")
     with atomic(beside) as temporary:
         temporary.write_text(markdown(findings), encoding="utf-8")
-    print(f"everything: {path}\ntable: {beside}")
+    say(f"everything: {path}\ntable: {beside}")
     if pairs is not None:
         rows = path.with_suffix(".nearest.parquet")
         with atomic(rows) as temporary:
             shutil.copyfile(pairs, temporary)
-        print(f"nearest train image of every synthetic one: {rows}")
+        say(f"nearest train image of every synthetic one: {rows}")

@@ -12,6 +12,8 @@ RUNS/stages/STAGE/DIGEST/       the store that all runs share
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,7 +26,7 @@ import gambeson
 from gambeson import distributed, files
 from gambeson.disk import atomic, open_folder, read_json, sweep, write_json
 from gambeson.engine import Job, News, Screen, run_jobs
-from gambeson.errors import UserError, unknown
+from gambeson.errors import EnvironmentFault, UserError, reading, unknown
 from gambeson.machine import Machine, versions
 from gambeson.mirror import place_of
 from gambeson.ownership import own
@@ -34,6 +36,8 @@ from gambeson.recipe import Arm, Recipe, class_table
 from gambeson.store import Artifact
 
 FORMAT = 1
+STAGE = re.compile(r"stages/\w{1,80}/[0-9a-f]{8,64}")
+"""Where a stage lies, from the folder of runs."""
 
 
 @dataclass(frozen=True)
@@ -47,15 +51,7 @@ class Run:
     @property
     def chapters(self) -> list[Chapter]:
         """Every arm and seed with its artifacts."""
-        stages = self.folder.parent
-        return [
-            Chapter(
-                Arm(c["arm"]),
-                c["seed"],
-                {r: Artifact(a["stage"], a["digest"], stages / a["folder"]) for r, a in c["artifacts"].items()},
-            )
-            for c in self.facts["chapters"]
-        ]
+        return [Chapter(Arm(c["arm"]), c["seed"], artifacts_of(c, self.folder.parent)) for c in self.facts["chapters"]]
 
     def rows(self) -> pa.Table:
         """One row per arm, seed and test image, read from the stages with their checksums verified."""
@@ -189,6 +185,16 @@ def _chapter_facts(chapter: Chapter, root: Path) -> dict[str, Any]:
     return {"arm": chapter.arm.value, "seed": chapter.seed, "artifacts": artifacts}
 
 
+def artifacts_of(chapter: Mapping[str, Any], root: Path) -> dict[str, Artifact]:
+    """The artifacts, by role, that a run's record names for an arm and seed. EnvironmentFault for one that would lie
+    elsewhere than among the stages of `root`: the record may be a stranger's."""
+    made = {r: Artifact(a["stage"], a["digest"], root / a["folder"]) for r, a in chapter["artifacts"].items()}
+    astray = [a["folder"] for a in chapter["artifacts"].values() if not STAGE.fullmatch(a["folder"])]
+    if astray:
+        raise EnvironmentFault(f"run.json: expected stages below {root / 'stages'}, got one in {astray[0]!r}")
+    return made
+
+
 def _all_rows(chapters: list[Chapter]) -> pa.Table:
     tables = []
     for chapter in chapters:
@@ -199,6 +205,11 @@ def _all_rows(chapters: list[Chapter]) -> pa.Table:
 
 def open_run(folder: Path) -> Run:
     """A complete run. Raises UserError for a folder that is none, is incomplete, or came from another version."""
+    with reading(folder):
+        return _opened(folder)
+
+
+def _opened(folder: Path) -> Run:
     check_format(folder)
     if not (folder / "recipe.yaml").exists():
         raise UserError(f"{folder}: expected a run folder (with recipe.yaml), found none; `gambeson runs` lists them")
@@ -211,7 +222,10 @@ def open_run(folder: Path) -> Run:
         raise UserError(f"{folder / 'run.json'}: expected the record of a run of format {FORMAT}, got something else")
     recipe = files.load(folder / "recipe.yaml", Recipe, class_table())
     _check_recipe(folder, recipe, facts["recipe_digest"])
-    return Run(folder, recipe, facts)
+    run = Run(folder, recipe, facts)
+    if not run.chapters:
+        raise EnvironmentFault(f"{folder / 'run.json'}: expected the arms of a run, got none")
+    return run
 
 
 def list_runs(root: Path) -> list[Path]:

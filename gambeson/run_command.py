@@ -19,6 +19,7 @@ from gambeson.recipes.asked import OWN_OPTIONS, TIMINGS, Asked, ask, is_images, 
 from gambeson.recipes.costs import remembered
 from gambeson.recipes.presets import PRESETS, preset
 from gambeson.run import execute, take_part
+from gambeson.terminal import console, say
 
 RUN = """usage: gambeson run RECIPE|IMAGES [OPTIONS]
 
@@ -81,7 +82,7 @@ class Asks:
 def _lead(recipe: Recipe, reasons: list[str], runs: Path, machine: Machine, command: str, asked: Asks) -> None:
     """What was asked for, by the only process or the first of several."""
     if reasons:
-        print(*(f"{'#' if asked.only_print else '-'} {reason}" for reason in reasons), sep="\n", flush=True)
+        say(*(f"{'#' if asked.only_print else '-'} {reason}" for reason in reasons), sep="\n", flush=True)
     if asked.only_print:
         print(files.dump(recipe))
         return
@@ -127,9 +128,9 @@ def _foretell(recipe: Recipe, runs: Path, machine: Machine, price: float | None)
 
     check_plan(recipe, recipe.arms)
     real, timing = recipe.data.load(), remembered(runs / TIMINGS)
-    print(*plan(recipe, real), sep="\n", flush=True)
-    print(*cost(recipe, real, timing, machine.workers, machine.device, price), sep="\n")
-    print(disk(recipe, real, runs))
+    say(*plan(recipe, real), sep="\n", flush=True)
+    say(*cost(recipe, real, timing, machine.workers, machine.device, price), sep="\n")
+    say(disk(recipe, real, runs))
 
 
 def _sets() -> list[str]:
@@ -152,25 +153,23 @@ def _images(word: str, words: list[str], machine: Machine, runs: Path) -> Asked 
 
 def _make(recipe: Recipe, runs: Path, machine: Machine, command: str, take_over: bool) -> Path:
     """Makes the run, writes its report and prints its table; the run's folder."""
-    from rich.console import Console
-
     from gambeson.report import page, verdict
     from gambeson.report.gather import gather
     from gambeson.screen import ProgressScreen
 
-    console, workers = Console(), machine.workers
+    out, workers = console(), machine.workers
     if distributed.together():  # all go through the same stages in one order: no jobs side by side
         workers = 1
     else:
         machine = replace(machine, workers=1)
-    with ProgressScreen(console) as screen:
+    with ProgressScreen(out) as screen:
         made = execute(recipe, runs, workers, screen, command, machine, take_over)
     print("making the page; what it shows is kept for the next time", flush=True)
     with distributed.apart():
         material = gather(made)
         path = page.write(material, made.folder / "report.html")
-    console.print(verdict.terminal_table(material))
+    out.print(verdict.terminal_table(material))
     for sentence in verdict.judge(material).headlines[:1]:
-        console.print(sentence, markup=False, highlight=False)
-    print(f"report: {path.resolve()}")
+        out.print(sentence, markup=False, highlight=False)
+    say(f"report: {path.resolve()}")
     return made.folder

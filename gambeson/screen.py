@@ -24,7 +24,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from gambeson import distributed
+from gambeson import distributed, terminal
 from gambeson.engine import News
 
 PATIENCE = 20.0
@@ -90,7 +90,7 @@ class ProgressScreen(WithBars):
     """A context manager that is a Screen."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console()
+        self.console = console or terminal.console()
         self.tasks: dict[tuple[str, str], TaskID] = {}
         self.paces: dict[tuple[str, str], Pace] = {}
         self.told: dict[str, float] = {}
@@ -173,7 +173,7 @@ def following() -> Iterator[ProgressScreen | Unseen]:
     if not distributed.leads():
         yield Unseen()
         return
-    with ProgressScreen(Console()) as screen:
+    with ProgressScreen(terminal.console()) as screen:
         yield screen
 
 

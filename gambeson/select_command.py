@@ -34,6 +34,7 @@ from gambeson.synthesis.kept_scores import KeptScores
 from gambeson.synthesis.pool import LABELS, TOGETHER, LabelFile
 from gambeson.synthesis.scorers import Scorers
 from gambeson.synthesis.select import Selection
+from gambeson.terminal import say
 from gambeson.threat import ThreatModel
 
 SELECTION, REPORT = "chosen.parquet", "selection.json"
@@ -209,12 +210,12 @@ def _deliver(asked: Asked, store: SyntheticStore, made: Artifact, argv: list[str
     deliver_card(exported(made, [selecting.select], ["select", *argv]), out)
     delivery.copied(facts, out)
     found = read_json(facts)
-    print("\n".join(table(found, class_names(store))))
+    say("\n".join(table(found, class_names(store))))
     if found["scores"]:
-        print(f"scores: {store.root.resolve() / 'scores' / found['scores']}")
+        say(f"scores: {store.root.resolve() / 'scores' / found['scores']}")
     if found["short"]:
         print(f"note: {len(found['short'])} classes hold fewer images than were asked for", file=sys.stderr)
-    print(f"selection: {(out / SELECTION).resolve()}; gambeson train --data D --synthetic {out}")
+    say(f"selection: {(out / SELECTION).resolve()}; gambeson train --data D --synthetic {out}")
 
 
 def table(found: dict[str, Any], names: Sequence[str] | None) -> list[str]:

@@ -23,6 +23,7 @@ from gambeson.data.scores import Scores
 from gambeson.data.synthetic import Chosen, SyntheticStore
 from gambeson.errors import EnvironmentFault, UserError, require, unknown
 from gambeson.options import take, take_flag, take_number
+from gambeson.terminal import console, say
 from gambeson.types import Progress
 
 Source = SyntheticStore | Chosen
@@ -82,7 +83,7 @@ def _verify(words: list[str]) -> None:
     with _progress("verify") as report:
         own.verify(report)
     _check_scores(own)
-    print(f"whole: {len(own.rows)} shards with {len(own):,} images, {own.root.resolve()}")
+    say(f"whole: {len(own.rows)} shards with {len(own):,} images, {own.root.resolve()}")
 
 
 def _check_scores(own: SyntheticStore) -> None:
@@ -91,7 +92,7 @@ def _check_scores(own: SyntheticStore) -> None:
         try:
             scores = Scores.open(own, digest, "report")
         except UserError as error:
-            print(f"note: {error}")
+            say(f"note: {error}")
             continue
         for shard in range(len(own.rows)):
             scores.shard(shard)
@@ -117,7 +118,7 @@ def _stats(words: list[str]) -> None:
     source = open_ours(_only(words, "stats"))
     with _progress("stats") as report:
         found = inspect.statistics(source, images, report)
-    print(_described(source, found))
+    say(_described(source, found))
 
 
 def _described(source: Source, found: inspect.Statistics) -> str:
@@ -176,8 +177,8 @@ def _show(words: list[str]) -> None:
         rows.append(np.concatenate([images, np.full((per_row - len(images), *images.shape[1:]), 255, np.uint8)]))
     grid.write(out, grid.picture(np.concatenate(rows), per_row))
     names = class_names(source) or numbered(max(places) + 1)
-    print(f"rows: {', '.join('without a class' if label < 0 else names[label] for label in places)}")
-    print(f"picture: {out.resolve()}")
+    say(f"rows: {', '.join('without a class' if label < 0 else names[label] for label in places)}")
+    say(f"picture: {out.resolve()}")
 
 
 def _merge(words: list[str]) -> None:
@@ -203,7 +204,7 @@ def _split(words: list[str]) -> None:
             if not (folder / f"part-{number}").exists():  # a start before this one may have written it
                 _write_part(source, positions, folder / f"part-{number}", copied, command)
     for number, positions in enumerate(parts):
-        print(f"part-{number}: {len(positions):,} images, {(out / f'part-{number}').resolve()}")
+        say(f"part-{number}: {len(positions):,} images, {(out / f'part-{number}').resolve()}")
 
 
 def _sample(words: list[str]) -> None:
@@ -216,7 +217,7 @@ def _sample(words: list[str]) -> None:
     assert images is not None
     positions = stores.sample(source, images, seed, per_class)
     _write_part(source, positions, out, copied, command)
-    print(f"{'store' if copied else 'selection'}: {len(positions):,} images, {out.resolve()}")
+    say(f"{'store' if copied else 'selection'}: {len(positions):,} images, {out.resolve()}")
 
 
 def _write_part(source: Source, positions: np.ndarray, folder: Path, copied: bool, command: str) -> None:
@@ -248,7 +249,7 @@ def _import(words: list[str]) -> None:
             write_store(incoming, folder, replace(spec, path=""), told, report, word)
             write_card(folder, source_card(SyntheticStore.open(folder), out.name, command=command))
     if incoming.assumed:
-        print(f"assumed: {incoming.assumed}")
+        say(f"assumed: {incoming.assumed}")
     _deliver(SyntheticStore.open(out))
 
 
@@ -261,7 +262,7 @@ def _export(words: list[str]) -> None:
     source = _verified(_only(words, "export"))
     with _progress("export") as report:
         export(Outgoing(source, report), form, out, per_file, images_as)
-    print(f"{form}: {len(source):,} images, {out.resolve()}")
+    say(f"{form}: {len(source):,} images, {out.resolve()}")
 
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
@@ -335,16 +336,14 @@ def _names(word: str) -> list[str]:
 
 
 def _deliver(made: SyntheticStore) -> None:
-    print(f"store: {len(made):,} images in {len(made.rows)} shards, {made.root.resolve()}")
+    say(f"store: {len(made):,} images in {len(made.rows)} shards, {made.root.resolve()}")
 
 
 @contextmanager
 def _progress(what: str) -> Iterator[Progress]:
     """Shows how far a command is."""
-    from rich.console import Console
-
     from gambeson.engine import News
     from gambeson.screen import ProgressScreen
 
-    with ProgressScreen(Console()) as screen:
+    with ProgressScreen(console()) as screen:
         yield lambda done, total: screen.show(News("store", what, done, total))

@@ -26,6 +26,7 @@ from gambeson.tables.results import lines
 from gambeson.tables.running import make, publish
 from gambeson.tables.sheet import Sheet
 from gambeson.tables.telling import plan_lines, terminal_table
+from gambeson.terminal import console, say
 from gambeson.training.diffusion import DenoiserTraining
 
 _LIST = "\n".join(f"  {name:20} {table.title} ({table.source})" for name, table in TABLES.items())
@@ -156,7 +157,7 @@ def _images(base: Recipe, needed: bool) -> ImageSet | None:
     except UserError as error:
         if needed:
             raise
-        print(f"no numbers of images and no forecast: {error}\n")
+        say(f"no numbers of images and no forecast: {error}\n")
         return None
 
 
@@ -224,25 +225,23 @@ def _make(asked: Asked, sheet: Sheet, test: bool) -> list[str]:
 
 def _show(sheet: Sheet) -> None:
     """Writes the table anew and prints it."""
-    from rich.console import Console
-
     publish(sheet)
-    console = Console()
-    console = console if console.is_terminal else Console(width=WIDTH)
-    console.print(terminal_table(sheet, lines(sheet)))
-    print(f"everything: {sheet.folder / 'table.json'}\ntable: {sheet.folder / 'table.md'}")
+    screen = console()
+    screen = screen if screen.is_terminal else console(WIDTH)
+    screen.print(terminal_table(sheet, lines(sheet)))
+    say(f"everything: {sheet.folder / 'table.json'}\ntable: {sheet.folder / 'table.md'}")
 
 
 def _plan(asked: Asked, sheet: Sheet, real: ImageSet | None) -> None:
     """Prints the cells and, where they can be timed, how long they will take."""
     settings = [setting for cell in sheet.made for setting in cell.settings]
     changes = {setting.folder: told(asked.base, setting) for setting in settings}
-    print(*plan_lines(sheet, changes), sep="\n")
+    say(*plan_lines(sheet, changes), sep="\n")
     if real is None:
         return
     for setting in settings:
         check_plan(setting.recipe, (setting.arm,))
-    print(_forecast(asked, sheet, real))
+    say(_forecast(asked, sheet, real))
 
 
 def counted_on_a_card(recipe: Recipe, real: ImageSet, device: str) -> Rates:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass
 from fractions import Fraction
+from numbers import Real
 from typing import Literal, get_args
 
 import torch
@@ -85,7 +87,7 @@ class ThreatModel:
                 f"threat epsilon: expected a number such as 8 / 255, got the text {self.epsilon!r}; "
                 "ThreatModel.parse('linf:8/255') reads text"
             )
-        if not (math.isfinite(self.epsilon) and self.epsilon > 0):
+        if not (isinstance(self.epsilon, Real) and 0 < self.epsilon <= sys.float_info.max):
             raise ValueError(
                 f"threat epsilon: expected a finite number above 0, got {self.epsilon!r}. "
                 "Pixels are in [0, 1], so the usual CIFAR-10 value is 8/255 = 0.0314"

@@ -42,6 +42,7 @@ from gambeson.recipe import fill_threat
 from gambeson.recipes.training import TRAININGS, steps, training_preset
 from gambeson.screen import shown
 from gambeson.store import Artifact, Store
+from gambeson.terminal import say
 from gambeson.threat import ThreatModel
 from gambeson.training.classifier import Checkpoint, ClassifierTraining, Networks, check_network, train_classifier
 from gambeson.training.schedule import OneCycle
@@ -253,8 +254,8 @@ def _deliver(asked: Asked, training: Training, real: ImageSet, made: Artifact, o
     elif told(config_of(folder)) != told(noted(origin.get("heritage") or {})):
         _tell_anew(folder, load_classifier(path), card)
     _tell(header, kept, len(real.validation))
-    print(f"classifier: {folder.resolve()}\ncurves: {(made.folder / 'log.jsonl').resolve()}")
-    print(f"        tensorboard --logdir {made.folder.resolve()}")
+    say(f"classifier: {folder.resolve()}\ncurves: {(made.folder / 'log.jsonl').resolve()}")
+    say(f"        tensorboard --logdir {made.folder.resolve()}")
 
 
 def _tell_anew(folder: Path, model: ClassifierNetwork, card: dict[str, Any]) -> None:
@@ -315,7 +316,7 @@ def _origin(made: Artifact, line: dict[str, Any], argv: list[str]) -> dict[str, 
 def _tell(header: dict[str, Any], kept: dict[str, Any], count: int) -> None:
     selection = header["selection"]
     judged, overfitting = ("under noise", "overfitting") if "noisy" in kept else ("robust", "robust overfitting")
-    print(
+    say(
         f"step {kept['step']}: clean {kept['clean']:.1%}, {judged} {score_of(kept):.1%} on {count} images held out of "
         f"train; best {selection['best']:.1%}, last {selection['last']:.1%}: {overfitting} "
         f"{100 * selection['best_minus_last']:.1f} points"

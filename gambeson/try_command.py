@@ -13,6 +13,7 @@ from gambeson.data.datasets import door
 from gambeson.errors import UserError, require
 from gambeson.options import take, take_flag, take_machine, take_number, take_runs
 from gambeson.robustness.smoothing import Smoothing
+from gambeson.terminal import say
 from gambeson.threat import ThreatModel
 from gambeson.tryout.attacking import Attacker
 from gambeson.tryout.certifying import Certifier
@@ -139,9 +140,9 @@ def try_(argv: list[str]) -> None:
     trying = read(argv)
     tried = opened(trying.asked)
     for remark in tried.remarks:
-        print(remark, file=sys.stderr)
+        say(remark, file=sys.stderr)
     with serving(trying, tried) as server:
-        print(f"trying {tried.title}\n{server.url}\nOpen it in a browser on this machine; Ctrl-C ends it", flush=True)
+        say(f"trying {tried.title}\n{server.url}\nOpen it in a browser on this machine; Ctrl-C ends it", flush=True)
         if trying.browser and _has_window():
             webbrowser.open(server.url)
         try:

@@ -14,7 +14,8 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from gambeson.errors import EnvironmentFault, UserError
+from gambeson import terminal
+from gambeson.errors import EnvironmentFault, UserError, reading
 from gambeson.options import take_flag, take_runs
 from gambeson.run import Run, check_format, find_run, list_runs, open_run
 from gambeson.screen import PATIENCE
@@ -60,7 +61,7 @@ def watch(argv: list[str]) -> None:
     if not argv or {"--help", "-h"} & set(argv):
         print(HELP.format(patience=PATIENCE))
         return
-    asked, console = _read(list(argv)), Console()
+    asked, console = _read(list(argv)), terminal.console()
     if asked.once:
         _once(find_run(asked.word, asked.runs).resolve(), console)
         return
@@ -181,8 +182,9 @@ class Watched:
 
 def _once(folder: Path, console: Console) -> None:
     watched = Watched(folder, _drawn(console))
-    watched.look()
-    run = watched.complete
+    with reading(folder):
+        watched.look()
+        run = watched.complete
     if run is None:
         for line in watched.look():
             _print(console, line)
@@ -194,8 +196,9 @@ def _conclude(run: Run, watched: Watched, console: Console) -> None:
     """The end of a run that is complete."""
     finished = str(run.facts.get("finished", ""))[:16].replace("T", " ")
     _print(console, f"{run.folder.name}: complete, {finished} UTC")
-    for part in verdict.told(run):
-        console.print(part)
+    with reading(run.folder):
+        for part in verdict.told(run):
+            console.print(part)
     page = run.folder / "report.html"
     if page.exists():
         _print(console, f"report: {page}")
@@ -236,7 +239,8 @@ def _follow(watched: Watched, console: Console) -> Run:
     missing = 0
     with _screen(console) as show:
         while True:
-            show(watched.look(), watched)
+            with reading(watched.folder):
+                show(watched.look(), watched)
             run = watched.complete
             if run is not None:
                 break
@@ -264,7 +268,7 @@ def _screen(console: Console) -> Iterator[Show]:
 def _picture(lines: list[str], width: int) -> RenderableType:
     """The lines, what does not fit on one indented further below it; the first one bold, failures red."""
     parts = []
-    for i, line in enumerate(lines):
+    for i, line in enumerate(map(terminal.harmless, lines)):  # what is live does not go through the console's hook
         indent = len(line) - len(line.lstrip()) + 6
         folded = wrap(line, max(width - 1, 20), subsequent_indent=" " * indent, drop_whitespace=True) or [""]
         parts += [Text(part, style="bold" if i == 0 else "red" if " FAILED" in line else "") for part in folded]

@@ -681,3 +681,39 @@ def test_a_folder_that_cannot_be_written_to_is_told_of_all_the_same(
     shutil.rmtree(folder / "material")
     (folder / "material").write_text("in the way")
     assert same(gather_folder(folder), found)
+
+
+@pytest.mark.parametrize(
+    ("where", "value"),
+    [
+        ((), -1),
+        (("recipe_digest",), True),
+        (("finished",), None),
+        (("started",), True),
+        (("chapters",), "x"),
+        (("chapters",), []),
+        (("chapters", 0, "seed"), 10**30),
+        (("chapters", 0, "artifacts"), "x"),
+        (("chapters", 0, "artifacts", "student", "folder"), -1),
+        (("chapters", 0, "artifacts", "student", "folder"), "../../etc"),
+        (("chapters", 0, "artifacts", "student", "digest"), [["x"]]),
+    ],
+)
+def test_a_strangers_record_of_a_run_is_answered_in_words(
+    where: tuple[str | int, ...], value: object, told: tuple[Run, RunMaterial], tmp_path: Path, capfd: Any
+) -> None:
+    """Whatever stands in run.json: every command that looks at a run ends with one of its exit codes."""
+    folder = tmp_path / "runs" / "mine\x1b[2J"
+    shutil.copytree(told[0].folder, folder)
+    facts: Any = json.loads((folder / "run.json").read_text())
+    inner = facts
+    for name in where[:-1]:
+        inner = inner[name]
+    if where:
+        inner[where[-1]] = value
+    write_json(folder / "run.json", facts if where else value)
+    asked = (["show", str(folder)], ["watch", str(folder), "--once"], ["runs", "--runs", str(folder.parent)])
+    assert all(main(words) in (0, 2, 3) for words in asked)
+    out, err = capfd.readouterr()
+    assert "\x1b" not in out + err
+    assert "mine\\x1b[2J" in out

@@ -10,7 +10,7 @@ import pytest
 
 HOUSE = Path(__file__).parent.parent / "gambeson"
 FLOORS = [
-    ["errors", "options", "types"],
+    ["errors", "options", "terminal", "types"],
     ["canonical", "distributed", "energy", "heritage", "processes", "randomness", "schedules", "threat"],
     ["fleet"],
     ["disk", "machine"],

@@ -24,6 +24,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
+from rich.table import Table
+from rich.text import Text
 
 from gambeson import files
 from gambeson.data.archives import opened, tar_members
@@ -600,3 +602,72 @@ def test_what_listens_listens_on_this_machine_alone() -> None:
     from gambeson.tryout import server
 
     assert server.ADDRESS == "127.0.0.1"
+
+
+def test_nothing_of_a_strangers_moves_the_terminals_cursor(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Names out of files, in errors and in answers, plain and in tables, are shown with their escapes written out."""
+    from gambeson import terminal
+    from gambeson.cli import main
+
+    wicked = "a\x1b]0;mine\x07\x9b2J\u202e\udcff\r"
+    np.savez(tmp_path / "x.npz", **{f"a{wicked[:-3]}": np.zeros(3)})
+    assert main(["data", "show", str(tmp_path / "x.npz")]) == 2
+    terminal.say(wicked, "b\tc\nd", sep=";")
+    terminal.console(200).print(Text(wicked, style="bold"))
+    table = Table(title=Text(wicked))
+    table.add_row(Text(wicked))
+    terminal.console(200).print(table)
+    said = capsys.readouterr()
+    assert not {"\x1b", "\x07", "\x9b", "\u202e", "\r"} & set(said.out + said.err)
+    assert "\\x1b]0;mine\\x07" in said.err
+    assert said.out.count("a\\x1b]0;mine") == 4  # of a Text rich itself takes BEL and CR out
+    assert "b\tc\nd" in said.out
+
+
+def test_pipes_devices_and_endless_files_of_a_run_are_not_waited_for(tmp_path: Path) -> None:
+    """A stranger's folder may hold links to what never ends: in a process that may take 400 MB more."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "zero").symlink_to("/dev/zero")
+    for name in ("recipe.yaml", "run.json", "progress.jsonl"):
+        (tmp_path / f"a-{name}").mkdir()
+        (tmp_path / f"a-{name}" / name).symlink_to(tmp_path / "zero")
+    with open(tmp_path / "large.json", "wb") as file:
+        file.truncate(1 << 40)
+    (tmp_path / "run" / "material").mkdir(parents=True)
+    zeros = zlib.compressobj(1, zlib.DEFLATED, -15)
+    flat = b"".join([*(zeros.compress(bytes(1 << 20)) for _ in range(2000)), zeros.flush()])
+    content = deflated({"a0000.npy": head((1000, 1 << 21)), "about.npy": npy(np.zeros(1, np.uint8))}, flat)
+    (tmp_path / "run" / "material" / "material.npz").write_bytes(content)
+    code = """
+from gambeson.disk import read_json
+from gambeson.report import keeping
+from gambeson.watching.lines import Tail
+for name in ("pipe", "zero", "large.json"):
+    ask(name, read_json, place / name)
+    ask(name, lambda path: files.load(path, Recipe, class_table()), place / name)
+    assert name == "large.json" or Tail(place / name).lines() == (False, [])
+assert len(Tail(place / "large.json").lines()) == 2
+assert keeping.load(place / "run") is None and not keeping._newer(place / "run" / "material" / "material.npz")
+print("done")
+"""
+    done = bounded(code, tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "done" in done.stdout
+    assert "read" not in [line.rpartition("-> ")[2] for line in done.stdout.splitlines()]
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [{"shape": True}, {"shape": [1, 8, 1 << 40]}, {"class_names": 3}, {"noise": []}, {"log": {}}],
+    ids=str,
+)
+def test_a_header_of_strange_facts_is_refused(facts: dict, tmp_path: Path) -> None:
+    """A classifier's header says what is not of its kind: refused by whoever asks it."""
+    from gambeson.models.classifiers import spec_of
+    from gambeson.robustness.certificates import SavedClassifier
+
+    told = {**json.loads(header_of_network()), **facts}
+    path = tmp_path / "classifier.safetensors"
+    path.write_bytes(with_header(json.dumps(told).encode(), bytes(8)))
+    with pytest.raises((UserError, EnvironmentFault), match="expected"):
+        spec_of(SavedClassifier(str(path)).facts["network"], str(path))

@@ -151,6 +151,8 @@ def spec_of(network: Mapping[str, Any], source: str = "classifier") -> Spec:
 
     Raises UserError for an architecture, or a field of one, that this version does not have.
     """
+    if not isinstance(network, Mapping):
+        raise UserError(f"{source}: expected the description of a classifier, got {str(network)[:100]}")
     fields: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in network.items()
     }

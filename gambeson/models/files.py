@@ -73,9 +73,26 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         header = json.loads(metadata.get("gambeson", "{}"))
         if not isinstance(header, dict):
             raise ValueError(f"a header that is a {type(header).__name__}")
-        return load_file(path), header
+        return load_file(path), checked(header, str(path))
     except (SafetensorError, ValueError, RecursionError, KeyError, AttributeError, TypeError, RuntimeError) as error:
         raise EnvironmentFault(f"{path}: expected a safetensors file, got a damaged one or another: {error}") from error
+
+
+_FACTS: dict[str, Callable[[Any], bool]] = {
+    "shape": lambda v: isinstance(v, list) and len(v) == 3 and all(type(n) is int and 0 < n < 2**20 for n in v),
+    "class_names": lambda v: isinstance(v, list) and all(isinstance(name, str | int) for name in v),
+    "noise": lambda v: type(v) in (int, float) and 0 <= v < 1e6,
+    "log": lambda v: isinstance(v, list) and all(isinstance(line, dict) for line in v),
+}
+"""What a header may say of a network's images and training, and what such a word has to be."""
+
+
+def checked(facts: dict[str, Any], source: str) -> dict[str, Any]:
+    """The same facts. UserError for one of another kind than its name says: a header may be a stranger's."""
+    for name, fits in _FACTS.items():
+        if facts.get(name) is not None and not fits(facts[name]):
+            raise UserError(f"{source}: expected a header as gambeson writes it, got {name}: {str(facts[name])[:100]}")
+    return facts
 
 
 _REPEATS = ("depth", "depths", "blocks", "layers", "num_layers", "layers_per_block")

@@ -21,7 +21,7 @@ from gambeson.errors import EnvironmentFault, UserError, require
 from gambeson.heritage import carried, seen
 from gambeson.models.card import Card, card_text
 from gambeson.models.classifiers import described
-from gambeson.models.files import load_tensors, save_tensors
+from gambeson.models.files import checked, load_tensors, save_tensors
 from gambeson.models.network import ClassifierNetwork
 from gambeson.models.noise_conditioned import NoiseConditionedSpec
 
@@ -131,7 +131,7 @@ def _read_config(folder: Path, place: str | Path) -> dict[str, Any]:
             f"{place}: expected a {CONFIG} of gambeson's with {', '.join(wanted)}, got that of another library; a "
             "file of RobustBench's zoo is read by gambeson.models.load_robustbench"
         )
-    return config
+    return checked(config, str(place))
 
 
 def _folder(place: str | Path, revision: str | None) -> Path:

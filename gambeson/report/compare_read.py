@@ -28,6 +28,7 @@ from gambeson.report.compare_recipes import shortened
 from gambeson.report.found import find
 from gambeson.report.keeping import kept
 from gambeson.report.material import ArmMaterial, CheckRecord, RunMaterial, StageRecord, TrainingCurve
+from gambeson.run import artifacts_of
 from gambeson.store import Artifact
 from gambeson.threat import ThreatModel
 
@@ -135,7 +136,7 @@ def _parts(folder: Path, facts: Mapping[str, Any]) -> tuple[list[Part], str]:
 
 
 def _part(root: Path, chapter: Mapping[str, Any]) -> Part:
-    made = {role: Artifact(a["stage"], a["digest"], root / a["folder"]) for role, a in chapter["artifacts"].items()}
+    made = artifacts_of(chapter, root)
     there = {role: a for role, a in made.items() if (a.folder / "done.json").exists()}
     return Part(chapter["arm"], chapter["seed"], there, {role: a.digest for role, a in made.items()})
 

@@ -20,6 +20,7 @@ from gambeson.robustness import corrupted, zoo
 from gambeson.robustness.checks import Check
 from gambeson.robustness.subjects import Named
 from gambeson.store import Artifact
+from gambeson.terminal import console, say
 from gambeson.threat import ThreatModel
 
 ROWS = "rows.parquet"
@@ -122,15 +123,15 @@ def deliver(
     page = evaluation.write(found, folder / PAGE)
     network = subject.network()
     write_json(folder / RECORD, record(found, network, board))
-    console = Console()
-    console.print(terminal_table(found))
+    screen = console()
+    screen.print(terminal_table(found))
     for line in terminal_lines(found):
-        console.print(line, soft_wrap=True)
+        screen.print(line, soft_wrap=True)
     if made.record["attempts"] > 1:
         times = made.record["attempts"] - 1
-        console.print(f"this evaluation was stopped {times} time{'s' * (times > 1)} and went on where it was")
-    print(f"rows: {(folder / ROWS).resolve()}\npage: {page.resolve()}")
-    _submit(found, network, board, console)
+        screen.print(f"this evaluation was stopped {times} time{'s' * (times > 1)} and went on where it was")
+    say(f"rows: {(folder / ROWS).resolve()}\npage: {page.resolve()}")
+    _submit(found, network, board, screen)
 
 
 def _copy(made: Artifact, corruptions: Artifact | None, folder: Path) -> None:

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import io
 import json
-import zipfile
-import zlib
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,14 +19,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from gambeson.data.archives import DAMAGE
 from gambeson.disk import atomic, checksum
 from gambeson.report import material
 from gambeson.report.material import RunMaterial
 
 FORMAT = 1
-DAMAGED = (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error)
-"""What reading a file raises that is no kept material any more, or never was any."""
 """Raised when the file, or what its pieces mean, changes: a file of another format is made anew."""
+LARGEST = 2**29
+"""Bytes that a file's arrays may take, unpacked: more is a stranger's, made to fill memory."""
 STATE = ("recipe.yaml", "run.json", "rows.parquet")
 """The files of a run folder that the kept material belongs to."""
 
@@ -96,17 +95,28 @@ def keep(folder: Path, found: RunMaterial, pieces: Mapping[str, Piece]) -> None:
 def _newer(path: Path) -> bool:
     """Whether a later version wrote the file, which may hold what cannot be made again."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with _opened(path) as file:
             return json.loads(file["about"].tobytes())["format"] > FORMAT
-    except DAMAGED:
+    except DAMAGE:
         return False
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[np.lib.npyio.NpzFile]:
+    """The archive. ValueError for a pipe, which would be waited for, and for one that unpacks to too much."""
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path}: no file")
+    with np.load(path, allow_pickle=False) as file:
+        if sum(member.file_size for member in file.zip.infolist()) > LARGEST:
+            raise ValueError(f"{path}: more than {LARGEST:,} bytes")
+        yield file
 
 
 def load(folder: Path) -> Kept | None:
     """What `keep` wrote; None for nothing, for another format, and for a damaged file."""
     path = path_of(folder)
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with _opened(path) as file:
             arrays = {name: file[name] for name in file.files}  # the archive's own checksums are compared
         about = json.loads(arrays["about"].tobytes())
         if about["format"] != FORMAT:
@@ -119,7 +129,7 @@ def load(folder: Path) -> Kept | None:
             with suppress(OSError, ValueError, KeyError):  # without rows: what else is kept is true all the same
                 whole = with_rows(found, folder / "rows.parquet")
         return Kept(state=about["state"], material=whole, pieces=pieces)
-    except DAMAGED:
+    except DAMAGE:
         return None
 
 

@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 import math
 import os
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
 from gambeson.engine import Event
 from gambeson.progress import LONGEST
+from gambeson.run import STAGE
 
 EVENTS = frozenset({*get_args(Event), "start", "made", "found", "complete", "stopped"})
-_STAGE = re.compile(r"stages/\w{1,80}/[0-9a-f]{8,64}")
+
+
+PORTION = 2**24
+"""Bytes of a file that one look reads, at most; the next look goes on."""
 
 
 class Tail:
@@ -26,13 +29,15 @@ class Tail:
 
     def lines(self) -> tuple[bool, list[dict[str, Any]]]:
         """Whether the file was begun anew, and the new whole lines that hold a JSON object; no file: no lines."""
+        if not self.path.is_file():  # a pipe would be waited for
+            return False, []
         try:
             with open(self.path, "rb") as handle:
                 status = os.fstat(handle.fileno())
                 anew = status.st_ino != self.file or status.st_size < self.place
                 self.place, self.file = 0 if anew else self.place, status.st_ino
                 handle.seek(self.place)
-                data = handle.read()
+                data = handle.read(PORTION)
         except OSError:
             return False, []
         whole = data[: data.rfind(b"\n") + 1]
@@ -100,7 +105,7 @@ class Line:
             pid=whole(given.get("pid")),
             job=text(given.get("job")),
             stage=text(given.get("stage")),
-            folder=folder if _STAGE.fullmatch(folder) else "",
+            folder=folder if STAGE.fullmatch(folder) else "",
             done=whole(given.get("done")),
             total=whole(given.get("total")),
             mb=number(given.get("mb")),
