@@ -194,8 +194,8 @@ SMOKES = [
     Smoke(r"evaluate \S+ --zoo", ATTACKED, {"cifar10": "real.npz", "cuda": "cpu", ENTRY: "WRN-10-1"}),
     Smoke(r"evaluate ", ATTACKED, {"cifar10": "real.npz", "cuda": "cpu", "100": "6", "runs/models/...": "robust"}),
     Smoke(r"export runs/models", "", {"runs/models/...": "wrn.safetensors", "model.pt": "exported.pt"}),
-    Smoke(r"gambeson try", "--no-browser", until=r"http://127\.0\.0\.1:\d+"),
-    Smoke(r"gambeson watch", "--once"),
+    Smoke(r"gambeson try", "--no-browser", {"CLASSIFIER": "robust"}, until=r"http://127\.0\.0\.1:\d+"),
+    Smoke(r"gambeson watch", "--once", {"RUN": "runs/digits-..."}),
     Smoke(r"(show|report) RUN", "", {"RUN": "runs/digits-..."}),
     Smoke(r"compare RUN OTHER-RUN", "", {"RUN": "runs/digits-...", "OTHER-RUN": "runs/more-..."}),
 ]
