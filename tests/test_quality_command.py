@@ -548,13 +548,13 @@ def finished_run(root: Path, arms: dict[str, Path]) -> None:
 def test_an_arm_of_a_finished_run(store: Path) -> None:
     """RUN:gaussian is the selection that its student was trained with; other arms are refused by name."""
     own = SyntheticStore.open(store)
-    Path("chosen").mkdir()
-    Chosen.write(Path("chosen/chosen.parquet"), own, np.arange(100), own.labels[:100])
-    finished_run(Path("runs"), {"gaussian": Path("chosen")})
+    Path("runs/stages/select/0123abcd").mkdir(parents=True)
+    Chosen.write(Path("runs/stages/select/0123abcd/chosen.parquet"), own, np.arange(100), own.labels[:100])
+    finished_run(Path("runs"), {"gaussian": Path("runs/stages/select/0123abcd")})
     for word in ("mine:gaussian", "mine:gaussian:1"):
         quality([word, *QUICK, "--measures", "kid"])
     found = result()
-    assert found["synthetic"]["digest"] == Chosen.open(Path("chosen/chosen.parquet")).digest
+    assert found["synthetic"]["digest"] == Chosen.open(Path("runs/stages/select/0123abcd/chosen.parquet")).digest
     assert found["lines"][0]["measured"]["synthetic"] == 100
     for word, told in (
         ("mine:real", r"expected an arm.*gaussian:0, gaussian:1.*got 'real'"),

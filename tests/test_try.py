@@ -783,7 +783,7 @@ def test_what_cannot_be_tried_is_told(weights, tmp_path):
 
 def finished_run(root: Path, weights: Path) -> tuple[Path, Recipe]:
     """A run of one arm, its classifier not trained: the files that a finished one leaves."""
-    recipe, stage = tiny_recipe((Arm.REAL,)), root / "stages" / "train_classifier" / "abc"
+    recipe, stage = tiny_recipe((Arm.REAL,)), root / "stages" / "train_classifier" / "abcdef01"
     folder = root / f"{recipe.name}-{recipe.digest[:10]}"
     folder.mkdir(parents=True)
     stage.mkdir(parents=True)
