@@ -33,13 +33,16 @@ def reading(place: object) -> Iterator[None]:
     """Inside, what a folder makes readers stumble over that another version, damage or a stranger has written into its
     records (a name that is missing, a text for a number) becomes EnvironmentFault, naming it.
 
-    For commands that only look at what is there; GAMBESON_DEBUG shows where it was.
+    For commands that only look at what is there; GAMBESON_DEBUG shows where it was. What the machine or our own code
+    does (out of memory, a bug's RuntimeError) is nobody's record and passes.
     """
     try:
         yield
-    except (OSError, ValueError):
+    except (OSError, ValueError, MemoryError):
         raise
     except Exception as error:
+        if isinstance(error, RuntimeError) and not isinstance(error, RecursionError):
+            raise
         told = (str(error).splitlines() or [""])[0][:200]
         raise EnvironmentFault(
             f"{place}: expected what gambeson wrote there, got records that cannot be read ({type(error).__name__}: "

@@ -3,9 +3,9 @@
 import sys
 
 import torch
-from jaxtyping import install_import_hook
+from checked import check_all
 
 if not any(name.startswith("gambeson.") for name in sys.modules):
-    install_import_hook("gambeson", "beartype.beartype")
+    check_all("gambeson")
 
 torch.set_num_threads(1)

@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gambeson import randomness
-from gambeson.errors import EnvironmentFault
+from gambeson.errors import EnvironmentFault, UserError, reading
+from gambeson.robustness.attack_losses import CrossEntropy
 from gambeson.store import Store, Workspace, stage
 from gambeson.threat import ThreatModel
 
@@ -176,3 +177,31 @@ def test_no_permission_is_an_environment_fault(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("a file where a folder should be")
     with pytest.raises(EnvironmentFault, match="--runs"):
         Store(tmp_path / "file").once(count_up, 1, seed=0)
+
+
+@pytest.mark.parametrize("error", [KeyError("clean"), TypeError("a text"), RecursionError("deep"), IndexError(3)])
+def test_what_is_wrong_with_records_is_told_as_the_folders(error: Exception) -> None:
+    told = rf"runs/x: expected what gambeson wrote.*{type(error).__name__}"
+    with pytest.raises(EnvironmentFault, match=told), reading("runs/x"):
+        raise error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [UserError("his"), OSError("disk"), MemoryError(), torch.OutOfMemoryError("CUDA"), RuntimeError("a bug")],
+)
+def test_what_is_not_wrong_with_records_passes_as_it_is(error: Exception) -> None:
+    with pytest.raises(type(error)) as caught, reading("runs/x"):
+        raise error
+    assert caught.value is error
+
+
+def test_calls_with_other_shapes_and_types_are_caught_here() -> None:
+    """What the tests lean on: wrong types, wrong numbers of axes, and sizes that do not agree with one another."""
+    loss, logits = CrossEntropy(), torch.zeros(5, 10)
+    assert loss(logits, LABELS[:5]).shape == (5,)
+    for wrong in (LABELS, LABELS[:5, None], torch.zeros(5)):
+        with pytest.raises(TypeError, match="labels"):
+            loss(logits, wrong)
+    with pytest.raises(TypeError, match="epsilon"):
+        ThreatModel(epsilon="0.1")  # type: ignore[arg-type]

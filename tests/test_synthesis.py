@@ -3,6 +3,7 @@
 import json
 import weakref
 from dataclasses import replace
+from itertools import cycle, product
 from pathlib import Path
 
 import numpy as np
@@ -132,8 +133,23 @@ def test_a_block_is_the_same_whatever_else_is_sampled(
     assert 0 <= alone.min() <= alone.max() <= 1
     assert labels is not None
     assert labels.bincount().tolist() == [1] * 10
-    fitted = isinstance(spec.guidance, Contrastive) and spec.guidance.embedding is not None
+    if guidance != "none":
+        plain, _ = maker(replace(spec, guidance=None), real, made, tmp_path).sample(2)
+        assert not torch.equal(plain, alone)
+
+
+BY_DEFAULT = set(zip(cycle(SAMPLERS), GUIDANCES))
+PAIRS = [pytest.param(*p, marks=[] if p in BY_DEFAULT else pytest.mark.slow) for p in product(SAMPLERS, GUIDANCES)]
+
+
+@pytest.mark.parametrize(("sampler", "guidance"), PAIRS)
+def test_a_generation_broken_off_ends_in_the_same_images(
+    sampler: str, guidance: str, real: ImageSet, made, tmp_path: Path
+) -> None:
+    """In shards of different size, the images of blocks sampled alone: every sampler and every guidance (each pair)."""
+    spec = replace(TINY, sampler=SAMPLERS[sampler], guidance=GUIDANCES[guidance])
     store, denoiser, teacher = made
+    fitted = isinstance(spec.guidance, Contrastive) and spec.guidance.embedding is not None
     embedding = store.once(fit_embedding, spec.warm_up, real, denoiser, teacher, seed=0) if fitted else None
     inputs = (real, denoiser, teacher if spec.guidance is not None else None, embedding)
     for shard, stopped in ((1, 1), (3, 2)):  # broken off after some blocks, in shards of different size, and resumed
@@ -144,9 +160,6 @@ def test_a_block_is_the_same_whatever_else_is_sampled(
         stored = SyntheticStore.open(whole.folder / "images").verify().read(np.arange(25))[0]
         own = maker(spec, real, made, tmp_path)
         assert np.array_equal(stored, to_uint8(torch.cat([own.sample(b)[0] for b in (0, 1, 2)])[:25]))
-    if guidance != "none":
-        plain, _ = maker(replace(spec, guidance=None), real, made, tmp_path).sample(2)
-        assert not torch.equal(plain, alone)
 
 
 @pytest.mark.parametrize(("shard", "workers"), [(1, 1), (2, 1), (5, 1), (1, 2), (2, 3)])

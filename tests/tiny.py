@@ -18,8 +18,8 @@ def tiny_recipe(arms: tuple[Arm, ...] = tuple(Arm), seeds: int = 1) -> Recipe:
     loss = replace(whole.student.loss, steps=2)  # type: ignore[type-var]
     network = replace(whole.student.network, width=4)
     fitted = replace(whole.student.optimisation, steps=16, batch_size=32)
-    student = replace(whole.student, network=network, loss=loss, optimisation=fitted, validations=2)
-    teacher = replace(whole.teacher, network=network, optimisation=fitted, validations=1)
+    student = replace(whole.student, network=network, loss=loss, optimisation=fitted, validations=2, validation_steps=1)
+    teacher = replace(whole.teacher, network=network, optimisation=fitted, validations=1, validation_steps=1)
     unet = replace(whole.denoiser.network, width=8)
     denoiser = replace(whole.denoiser, network=unet, optimisation=replace(whole.denoiser.optimisation, steps=40))
     generation = replace(whole.generation, count=240, block=20, blocks_per_shard=5)

@@ -105,13 +105,13 @@ def class_colours(classes: int) -> list[str]:
     return [_hex(_legible(colour[:3])) for colour in named]
 
 
-def luminance(colour: Float[np.ndarray, 3]) -> float:
+def luminance(colour: Float[np.ndarray, "rgb=3"]) -> float:
     """The relative luminance (WCAG 2.2) of a colour (red, green, blue) in [0, 1]: 0 black, 1 white."""
     linear = np.where(colour <= 0.04045, colour / 12.92, ((colour + 0.055) / 1.055) ** 2.4)
     return float(linear @ np.array([0.2126, 0.7152, 0.0722]))
 
 
-def _legible(colour: Float[np.ndarray, 3]) -> Float[np.ndarray, 3]:
+def _legible(colour: Float[np.ndarray, "rgb=3"]) -> Float[np.ndarray, "rgb=3"]:
     """The colour mixed with as little black or white as brings its luminance between the two of LEGIBLE."""
     low, high = LEGIBLE
     towards = np.zeros(3) if luminance(colour) > high else np.ones(3)
