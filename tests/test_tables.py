@@ -119,6 +119,24 @@ def test_every_table_makes_recipes_that_can_be_told(name: str, tier: str) -> Non
     assert all(s.recipe.student == recipe.student for c in cells if c.name not in rivals for s in c.settings)
 
 
+def test_regimes_change_one_thing_and_are_compared_with_themselves() -> None:
+    recipe = bases.base_of("digits", TABLES["regimes"])
+    cells = {cell.name: cell for cell in expand(TABLES["regimes"], recipe, (4,), 300)}
+    for name, steps, radius in (
+        ("weak", 500, 0.15),
+        ("strong", 6000, 0.15),
+        ("easy", 2000, 0.075),
+        ("hard", 2000, 0.225),
+    ):
+        real = "none" if radius == 0.15 else f"none-{name}"
+        plain, cdp = cells[f"plain-{name}-4x"], cells[f"cdp-{name}-4x"]
+        assert (plain.against, cdp.against) == ((real,), (plain.name, real))
+        for cell in (plain, cdp, cells[real]):
+            found = cell.settings[0].recipe.with_threat_everywhere()
+            assert found.student.loss.threat.epsilon == found.evaluation.pgd.threat.epsilon == radius
+        assert plain.settings[0].recipe.denoiser.optimisation.steps == steps
+
+
 def test_printed_numbers_belong_to_rows() -> None:
     for name, table in TABLES.items():
         rows = {row.name for row in table.rows}

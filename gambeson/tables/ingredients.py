@@ -11,7 +11,7 @@ from dataclasses import replace
 from gambeson.data.augment import PadCrop
 from gambeson.data.label_safe import Augmentation, Chain, Cutout
 from gambeson.models.denoiser import EDM
-from gambeson.recipe import Recipe
+from gambeson.recipe import Arm, Recipe
 from gambeson.robustness.losses import TRADES, PGDAdversarial
 from gambeson.sampling.contrastive import HardNegative, InfoNCE, SupervisedContrastive
 from gambeson.sampling.embedding import FittedEmbedding
@@ -25,7 +25,7 @@ from gambeson.sampling.guidance import (
 )
 from gambeson.sampling.pairs import OtherClasses, RealNegatives
 from gambeson.synthesis.scorers import RobustGradientNorm
-from gambeson.tables.cells import Changes
+from gambeson.tables.cells import Changes, Of, Row
 from gambeson.training.diffusion import DenoiserTraining
 
 POOL = 4
@@ -61,6 +61,23 @@ def guided(guidance: Contrastive | TowardsClass) -> Changes:
 def strengths(*values: float) -> dict[str, Changes]:
     """Strengths among which validation chooses."""
     return {f"{value:g}": {"generation.guidance.strength": value} for value in values}
+
+
+def denoiser_steps(times: float) -> Changes:
+    """A diffusion model trained so many times as long, where it is trained here."""
+
+    def longer(recipe: Recipe) -> object:
+        own = recipe.denoiser
+        if not isinstance(own, DenoiserTraining):
+            return own
+        return replace(own, optimisation=replace(own.optimisation, steps=round(times * own.optimisation.steps)))
+
+    return {"denoiser": Of(longer)}
+
+
+def epsilon(times: float) -> Changes:
+    """A threat so many times as large, for training and attack."""
+    return {"threat.epsilon": Of(lambda recipe: round(times * recipe.threat.epsilon, 9))}
 
 
 def robust_gradient(recipe: Recipe) -> RobustGradientNorm:
@@ -102,3 +119,11 @@ def towards_class(recipe: Recipe) -> TowardsClass:
 def against_real(recipe: Recipe) -> Contrastive:
     """HNM against as many real images as a block has."""
     return replace(HNM, pairs=RealNegatives(count=recipe.generation.block))
+
+
+NONE = Row(name="none", about="real images only", arm=Arm.REAL)
+PLAIN = Row(name="plain", about="+ plain diffusion", arm=Arm.PLAIN, against=("none",))
+CDP = Row(
+    name="cdp", about="+ Contrastive-DP (HNM, embedding)", changes=guided(HNM_EMBEDDING), against=("plain", "none")
+)
+BOTH = ("plain", "none")
