@@ -325,7 +325,7 @@ def _listed(names: tuple[str, ...]) -> str:
 
 def from_uint8(pixels: np.ndarray) -> Images:
     """uint8 NHWC -> float32 NCHW in [0, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))).float() / 255
+    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))).float().div_(255)
 
 
 def to_uint8(images: Tensor) -> np.ndarray:
