@@ -1,6 +1,7 @@
 """Writes the tables of docs/comparisons.md and README.md from the rows that are kept, so that no number there is typed.
 
-python dev/comparisons.py           each benchmarks/results/tables/NAME-TIER has a pair of marks in the page
+python dev/comparisons.py           each benchmarks/results/tables/NAME-TIER has a pair of marks in the page, as has the
+                                    last line of benchmarks/results/peers.jsonl
 """
 
 import json
@@ -56,6 +57,40 @@ def beside(row: dict, other: str) -> str:
     return f"{estimate} ({low} to {high})"
 
 
+PEERS = Path("benchmarks/results/peers.jsonl")
+PEER_ROWS = {
+    "guidance": ("CDP's guided DDIM (hard negatives, t >= 400)", "times_as_fast"),
+    "training": ("EDM-AT's TRADES-10 step, attacked by loss.backward()", "ours/usual"),
+    "autoattack": ("the reference AutoAttack, standard", "times_as_fast"),
+    "loader": ("all images of an .npz in memory", "times_as_fast"),
+}
+"""Row of benchmarks/peers.py -> the peer, and the ratio that is shown."""
+
+
+def side_by_side() -> str:
+    """The peers' loops and ours, as last measured."""
+    found = json.loads(PEERS.read_text(encoding="utf-8").splitlines()[-1])
+    where = f"{found['machine']}, {found['threads']} threads, {found['date']}, commit {found['commit'][:7]}"
+    lines = [
+        "",
+        f"{where}; {found['rounds']} rounds. Above 1: ours is faster; median, least and largest of the rounds.",
+        "",
+        "| peer | results equal | times as fast | what ours spends its time on |",
+        "| --- | --- | --- | --- |",
+    ]
+    for name, (peer, ratio) in PEER_ROWS.items():
+        row = found["rows"].get(name)
+        if row is None:
+            lines.append(f"| {peer} | | not yet measured | |")
+            continue
+        speed = row["times_as_fast"]
+        speed = speed if ratio == "times_as_fast" else speed[ratio]
+        equal = f"to {row['difference']:.0e}" if "difference" in row else "yes" if row["equal"] else "no"
+        costs = ", ".join(f"{c['operation'].removeprefix('aten::')} {c['share']:.0%}" for c in row["costs_of_ours"])
+        lines.append(f"| {peer} | {equal} | {speed['median']} ({speed['min']} to {speed['max']}) | {costs} |")
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
     before, rest = README.read_text(encoding="utf-8").split(BEGIN)
     table = "\n".join(summary())
@@ -67,6 +102,9 @@ def main() -> None:
             raise SystemExit(f"{PAGE}: expected the mark {begin.strip()}, followed by <!-- end -->, for {folder}")
         before, rest = text.split(begin)
         text = before + begin + "\n" + section(folder) + "\n" + end + rest.split(end, 1)[1]
+    begin, end = "<!-- peers -->\n", "\n<!-- end -->"
+    before, rest = text.split(begin)
+    text = before + begin + side_by_side() + end + rest.split(end, 1)[1]
     PAGE.write_text(text, encoding="utf-8")
 
 
