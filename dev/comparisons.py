@@ -1,7 +1,7 @@
 """Writes the tables of docs/comparisons.md and README.md from the rows that are kept, so that no number there is typed.
 
-python dev/comparisons.py           each benchmarks/results/tables/NAME-TIER has a pair of marks in the page, as has the
-                                    last line of benchmarks/results/peers.jsonl
+python dev/comparisons.py           each benchmarks/results/tables/NAME-TIER has a pair of marks in the page, as has
+                                    benchmarks/results/peers.jsonl
 """
 
 import json
@@ -68,26 +68,33 @@ PEER_ROWS = {
 
 
 def side_by_side() -> str:
-    """The peers' loops and ours, as last measured."""
-    found = json.loads(PEERS.read_text(encoding="utf-8").splitlines()[-1])
-    where = f"{found['machine']}, {found['threads']} threads, {found['date']}, commit {found['commit'][:7]}"
+    """The peers' loops and ours: of each row the last line that has it."""
+    rows: dict[str, tuple[dict, dict]] = {}
+    for line in PEERS.read_text(encoding="utf-8").splitlines():
+        found = json.loads(line)
+        rows |= {name: (found, row) for name, row in found["rows"].items()}
     lines = [
         "",
-        f"{where}; {found['rounds']} rounds. Above 1: ours is faster; median, least and largest of the rounds.",
+        "Above 1: ours is faster; median, least and largest of the rounds.",
         "",
-        "| peer | results equal | times as fast | what ours spends its time on |",
-        "| --- | --- | --- | --- |",
+        "| peer | results equal | times as fast | rounds | what ours spends its time on | measured |",
+        "| --- | --- | --- | ---: | --- | --- |",
     ]
     for name, (peer, ratio) in PEER_ROWS.items():
-        row = found["rows"].get(name)
-        if row is None:
-            lines.append(f"| {peer} | | not yet measured | |")
+        if name not in rows:
+            lines.append(f"| {peer} | | not yet measured | | | |")
             continue
-        speed = row["times_as_fast"]
-        speed = speed if ratio == "times_as_fast" else speed[ratio]
-        equal = f"to {row['difference']:.0e}" if "difference" in row else "yes" if row["equal"] else "no"
-        costs = ", ".join(f"{c['operation'].removeprefix('aten::')} {c['share']:.0%}" for c in row["costs_of_ours"])
-        lines.append(f"| {peer} | {equal} | {speed['median']} ({speed['min']} to {speed['max']}) | {costs} |")
+        found, row = rows[name]
+        where = f"{found['machine']}, {found['threads']} threads, {found['date']}, commit {found['commit'][:7]}"
+        if not row["equal"]:
+            lines.append(f"| {peer} | **no** | not measured: results differ | | | {where} |")
+            continue
+        speed = row["times_as_fast"] if ratio == "times_as_fast" else row["times_as_fast"][ratio]
+        equal = f"to {row['difference']:.0e}" if "difference" in row else "yes"
+        taken = row.get("costs_of_ours", [])  # of a run with --profile
+        costs = ", ".join(f"{cost['operation'].removeprefix('aten::')} {cost['share']:.0%}" for cost in taken)
+        ratio_words = f"{speed['median']} ({speed['min']} to {speed['max']})"
+        lines.append(f"| {peer} | {equal} | {ratio_words} | {found['rounds']} | {costs} | {where} |")
     return "\n".join(lines) + "\n"
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable
 from typing import Any
 
 import jaxtyping
@@ -28,8 +27,12 @@ def _resolved(kind: Any, names: dict[str, Any]) -> Any:
         return Any
 
 
-def checked(fn: Any, *, typechecker: Any) -> Any:
-    """A function, or a data class's __init__, with arguments and result checked; generators as jaxtyping does it."""
+def checked(fn: Any = None, *, typechecker: Any) -> Any:
+    """A function, or a data class's __init__, with arguments and result checked; generators as jaxtyping does it.
+
+    Without `fn` a decorator, as jaxtyping's own."""
+    if fn is None:
+        return functools.partial(checked, typechecker=typechecker)
     if inspect.isclass(fn):
         if dataclasses.is_dataclass(fn) and "__init__" in vars(fn):
             fn.__init__ = checked(fn.__init__, typechecker=typechecker)
@@ -49,11 +52,5 @@ def checked(fn: Any, *, typechecker: Any) -> Any:
 
 def check_all(package: str) -> None:
     """From here on, the package's modules are checked as they are imported."""
-
-    def decorator(fn: Any = None, *, typechecker: Any) -> Callable[..., Any]:
-        return (
-            functools.partial(checked, typechecker=typechecker) if fn is None else checked(fn, typechecker=typechecker)
-        )
-
-    jaxtyping.jaxtyped = decorator
+    jaxtyping.jaxtyped = checked
     jaxtyping.install_import_hook(package, "beartype.beartype")

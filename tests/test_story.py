@@ -267,7 +267,6 @@ def test_killed_at_random_times_a_run_ends_in_the_same_bits(times_each: tuple[in
     assert not list(runs.rglob("*.part"))
 
 
-@pytest.mark.slow
 def test_workers_die_with_their_parent_and_leave_no_lock(whole: Run, tmp_path: Path) -> None:
     recipe, runs = whole.folder / "recipe.yaml", tmp_path / "runs"
     process = start(recipe, runs, workers=2)

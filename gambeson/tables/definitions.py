@@ -35,7 +35,6 @@ CONDITIONAL = (
     "and its labels"
 )
 
-
 TABLES: dict[str, Table] = {
     "cdp-2": Table(
         title="Amount of synthetic data",
