@@ -150,6 +150,17 @@ def have(path: Path, sha256: str | None = None) -> bool:
     return True
 
 
+def caught_up(path: Path) -> None:
+    """Fetches a file that is only ever appended to, where the store's is longer than the one here."""
+    mirror = Mirror.of(path)
+    if mirror is None:
+        return
+    with mirror.lock(path):
+        sizes = {entry.name: entry.size for entry in mirror.place(path.parent).entries()}
+        if (sizes.get(path.name) or 0) > (path.stat().st_size if path.is_file() else 0):
+            mirror.fetch(path)
+
+
 def sent(path: Path) -> None:
     """Sends a file over what the store may have there."""
     mirror = Mirror.of(path)

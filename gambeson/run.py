@@ -28,7 +28,7 @@ from gambeson.disk import atomic, open_folder, read_json, sweep, write_json
 from gambeson.engine import Job, News, Screen, run_jobs
 from gambeson.errors import EnvironmentFault, UserError, reading, unknown
 from gambeson.machine import Machine, versions
-from gambeson.mirror import place_of
+from gambeson.mirror import caught_up, place_of
 from gambeson.ownership import own
 from gambeson.pipeline import Chapter, check_plan, prepare_denoiser, tell
 from gambeson.progress import NAME, Record
@@ -94,6 +94,7 @@ def execute(
     with own(place_of(folder), command, take_over) as owner:
         started, jobs = _claim(folder, recipe), jobs_of(recipe)
         told = {"command": command, "workers": workers, "device": machine.device, "jobs": [job.name for job in jobs]}
+        caught_up(folder / NAME)  # of another machine: its lines stay
         with Record(folder / NAME, **told, gambeson=gambeson.__version__) as record:
 
             def keep(news: News) -> None:

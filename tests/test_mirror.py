@@ -519,6 +519,30 @@ def test_a_store_that_makes_no_condition_is_refused(bucket: str, monkeypatch: py
 # ---- paths, URLs and commands ----------------------------------------------------------------------------------------
 
 
+def test_a_file_that_grows_goes_on_from_the_longest(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def path() -> Path:
+        return mirror.local(f"s3://{bucket}/runs/tiny/progress.jsonl")
+
+    mirror.caught_up(path())  # nowhere yet
+    assert not path().exists()
+    path().parent.mkdir(parents=True)
+    path().write_text("one\n")
+    mirror.sent(path())
+    machine(1, tmp_path, monkeypatch)
+    mirror.caught_up(path())
+    assert path().read_text() == "one\n"
+    path().write_text("one\ntwo\n")  # not sent yet
+    mirror.caught_up(path())
+    assert path().read_text() == "one\ntwo\n"
+    mirror.sent(path())
+    machine(0, tmp_path, monkeypatch)
+    mirror.caught_up(path())
+    assert path().read_text() == "one\ntwo\n"
+    mirror.caught_up(tmp_path / "elsewhere.jsonl")  # no mirror: nothing to do
+
+
 def test_a_path_in_a_mirror_has_a_url_for_other_machines(
     bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -620,5 +644,7 @@ def test_a_whole_run_in_an_object_store_is_that_on_a_disk(
     machine(2, tmp_path, monkeypatch)
     assert told(run + url, capsys)[0] == 0
     assert set(attempts(mirror.local(url[1])).values()) == {1}
+    starts = [line for line in (mirror.local(url[1]) / name / "progress.jsonl").open() if '"start"' in line]
+    assert len(starts) == 2, "the first machine's lines stay"
     assert (mirror.local(url[1]) / name / "report.html").is_file()
     assert fingerprints(mirror.local(url[1]) / "stages").items() <= prints[0].items()
