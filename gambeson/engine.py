@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, wait
+from concurrent.futures import FIRST_EXCEPTION, BrokenExecutor, Future, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import Empty
@@ -21,6 +21,8 @@ from gambeson.store import Artifact, Store
 
 Event = Literal["reached", "asked", "begun", "said", "failed", "finished"]
 """Of a stage: how far it is, that it is asked for, that its work begins, a line for a person. Of a job: its end."""
+PATIENCE = 5.0
+"""Seconds that the news of a job which has ended may take to come."""
 
 
 @dataclass(frozen=True)
@@ -154,21 +156,28 @@ class Reporter:
 
 
 def _collect(futures: dict[Future[Any], str], queue: Any, tell: Tell) -> list[Any]:
-    pending = set(futures)
+    pending, ended = set(futures), set[str]()  # ended: the jobs whose last news has come
     while pending:
         finished, pending = wait(pending, timeout=0.1, return_when=FIRST_EXCEPTION)
-        _drain(queue, tell)
+        _drain(queue, tell, ended)
         for future in finished:
             error = future.exception()
+            if not isinstance(error, BrokenExecutor):  # a worker that died sends no more
+                _drain(queue, tell, ended, futures[future])
             tell(News(futures[future], "", 0, 0, "failed" if error else "finished", str(error or "")))
             future.result()
     return [future.result() for future in futures]
 
 
-def _drain(queue: Any, tell: Tell) -> None:
+def _drain(queue: Any, tell: Tell, ended: set[str], until: str | None = None) -> None:
+    """Tells the news that are there; with `until` all of that job's, as long as the next comes within PATIENCE."""
     try:
-        while True:
-            tell(queue.get_nowait())
+        while until is None or until not in ended:
+            news = queue.get_nowait() if until is None else queue.get(timeout=PATIENCE)
+            if isinstance(news, News):
+                tell(news)
+            else:
+                ended.add(news)
     except Empty:
         pass
 
@@ -182,4 +191,7 @@ def _take_queue(queue: Any) -> None:
 
 
 def _work(job: Job, root: Path, machine: Machine) -> Any:
-    return job.work(*job.arguments, Reporter(job.name, _queue.put, patience=0.2).store(root, machine).once)
+    try:
+        return job.work(*job.arguments, Reporter(job.name, _queue.put, patience=0.2).store(root, machine).once)
+    finally:
+        _queue.put(job.name)  # its news end here

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import fingerprints, tiny_recipe
 
-from gambeson import files
+from gambeson import engine, files
 from gambeson.cli import main
 from gambeson.data.datasets import Digits
 from gambeson.data.writing import StoreWriter
@@ -29,7 +30,7 @@ from gambeson.errors import UserError
 from gambeson.progress import Record, this_process
 from gambeson.recipe import Arm
 from gambeson.run import Run, execute, folder_of, jobs_of
-from gambeson.store import Workspace, stage
+from gambeson.store import Artifact, Workspace, stage
 from gambeson.watch_command import Watched
 from gambeson.watching import boards
 from gambeson.watching.curves import BARS, Curves, bars
@@ -261,6 +262,21 @@ def test_a_failure_is_told_with_its_job(tmp_path: Path) -> None:
     assert told.startswith("some: stopped, 1 of 2 jobs done")
     assert "seed 0 bad                   FAILED: no such luck" in told
     assert "it was stopped: no such luck" in told
+
+
+def talking(word: str, once: Callable[..., Artifact]) -> str:
+    """More news than are on their way at the same time."""
+    for number in range(20_000):
+        engine._queue.put(News(word, "stage", 0, 0, "said", str(number)))
+    return word
+
+
+def test_a_job_ends_after_its_last_news(tmp_path: Path) -> None:
+    heard: list[News] = []
+    assert run_jobs([Job(w, talking, (w,)) for w in "abc"], tmp_path, 2, Quiet(), keep=heard.append) == list("abc")
+    for word in "abc":
+        own = [(news.event, news.line) for news in heard if news.job == word]
+        assert own == [*(("said", str(number)) for number in range(20_000)), ("finished", "")]
 
 
 def test_workers_of_their_own_tell_too(tmp_path: Path) -> None:
