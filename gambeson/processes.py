@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,8 @@ from gambeson.errors import EnvironmentFault
 
 CONTEXT = multiprocessing.get_context("spawn")
 """Spawned, never forked: a fork copies torch's threads in an undefined state."""
+GRACE = 5.0
+"""Seconds that a worker may take to end."""
 
 
 def cores() -> int:
@@ -41,9 +45,19 @@ def pool(workers: int, prepare: Callable[..., None] | None = None, *arguments: A
             f"with fewer --workers (now {workers}): finished stages and saved states are kept"
         ) from error
     finally:
-        for process in list((executor._processes or {}).values()):
-            process.terminate()
+        _end(list((executor._processes or {}).values()))
         executor.shutdown(wait=True, cancel_futures=True)
+
+
+def _end(processes: list[BaseProcess]) -> None:
+    """Asks processes to end, and ends those that have not within GRACE, such as stopped ones (SIGSTOP)."""
+    for process in processes:
+        process.terminate()
+    left, deadline = {process.sentinel: process for process in processes}, time.monotonic() + GRACE
+    while left and (gone := wait(list(left), max(deadline - time.monotonic(), 0.0))):
+        left = {sentinel: process for sentinel, process in left.items() if sentinel not in gone}
+    for process in left.values():
+        process.kill()
 
 
 def begin_worker(parent: int) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import multiprocessing
 import os
 import re
 import shutil
@@ -277,6 +278,24 @@ def test_a_job_ends_after_its_last_news(tmp_path: Path) -> None:
     for word in "abc":
         own = [(news.event, news.line) for news in heard if news.job == word]
         assert own == [*(("said", str(number)) for number in range(20_000)), ("finished", "")]
+
+
+def stopping(folder: Path, once: Callable[..., Artifact]) -> None:
+    (folder / "stopped").touch()
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def failing(folder: Path, once: Callable[..., Artifact]) -> None:
+    while not (folder / "stopped").exists():
+        time.sleep(0.05)
+    raise RuntimeError("no such luck")
+
+
+def test_a_stopped_worker_does_not_hold_up_a_failure(tmp_path: Path) -> None:
+    jobs = [Job("stops", stopping, (tmp_path,)), Job("fails", failing, (tmp_path,))]
+    with pytest.raises(RuntimeError, match="no such luck"):
+        run_jobs(jobs, tmp_path, 2, Quiet())
+    assert not multiprocessing.active_children()
 
 
 def test_workers_of_their_own_tell_too(tmp_path: Path) -> None:
