@@ -325,6 +325,18 @@ def test_a_shard_that_was_changed_in_the_bucket_is_named(
     assert not (store.root / "shards/00001.npy").exists()
 
 
+def test_a_damaged_copy_is_fetched_again_once_it_is_removed(bucket: str, straight) -> None:
+    url = f"s3://{bucket}/s"
+    whole(mirror.local(url))
+    store = SyntheticStore.open(url)
+    path = store.root / "shards/00001.npy"
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    with pytest.raises(EnvironmentFault, match=rf"copy of {url}/shards/00001.npy on this machine: remove it"):
+        store.verify()
+    path.unlink()
+    assert SyntheticStore.open(url).verify().digest == store.digest
+
+
 def test_a_store_of_many_shards_opens_from_its_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a disk: equal with and without the index, which a store of an earlier version gets; a wrong one is found."""
     for module in (reading, writing):

@@ -31,7 +31,7 @@ from gambeson.data.shards import (
 from gambeson.disk import checksum, read_json
 from gambeson.errors import EnvironmentFault, UserError, require
 from gambeson.heritage import told
-from gambeson.mirror import Mirror, at_once, have, local, place_of
+from gambeson.mirror import Mirror, at_once, have, local, place_of, url_of
 from gambeson.processes import cores
 from gambeson.types import Progress, silent
 
@@ -176,9 +176,15 @@ class SyntheticStore:
 
     def _damaged(self, path: Path, expected: str, found: str) -> None:
         stage = self.root.parent if (self.root.parent / "done.json").is_file() else self.root
+        told = f"{path}: expected {expected}, got {found}."
+        if self._mirrored:
+            raise EnvironmentFault(
+                f"{told} It is the copy of {url_of(path)} on this machine: remove it, and it is fetched again; if that "
+                f"is no better, move {url_of(stage)} away and start the command that made it again"
+            )
         raise EnvironmentFault(
-            f"{path}: expected {expected}, got {found}. The shard is damaged: move the folder {stage} away and start "
-            "the command that made it again, or fetch it again"
+            f"{told} The shard is damaged: move the folder {stage} away and start the command that made it again, or "
+            "fetch it again"
         )
 
     def _file(self, shard: int, ending: str) -> Path:
