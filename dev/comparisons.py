@@ -77,7 +77,7 @@ def side_by_side() -> str:
         "",
         "Above 1: ours is faster; median, least and largest of the rounds.",
         "",
-        "| peer | results equal | times as fast | rounds | what ours spends its time on | measured |",
+        "| peer | equal results | times as fast | rounds | what ours spends its time on | measured |",
         "| --- | --- | --- | ---: | --- | --- |",
     ]
     for name, (peer, ratio) in PEER_ROWS.items():
@@ -85,12 +85,12 @@ def side_by_side() -> str:
             lines.append(f"| {peer} | | not yet measured | | | |")
             continue
         found, row = rows[name]
-        where = f"{found['machine']}, {found['threads']} threads, {found['date']}, commit {found['commit'][:7]}"
+        where = f"{found['machine']}, threads: {found['threads']}, {found['date']}, commit {found['commit'][:7]}"
         if not row["equal"]:
             lines.append(f"| {peer} | **no** | not measured: results differ | | | {where} |")
             continue
         speed = row["times_as_fast"] if ratio == "times_as_fast" else row["times_as_fast"][ratio]
-        equal = f"to {row['difference']:.0e}" if "difference" in row else "yes"
+        equal = f"to {row['difference']:.0e}" if "difference" in row else f"{row.get('agreement', 1):.0%}"
         taken = row.get("costs_of_ours", [])  # of a run with --profile
         costs = ", ".join(f"{cost['operation'].removeprefix('aten::')} {cost['share']:.0%}" for cost in taken)
         ratio_words = f"{speed['median']} ({speed['min']} to {speed['max']})"
