@@ -130,7 +130,8 @@ def test_regimes_change_one_thing_and_are_compared_with_themselves() -> None:
     ):
         real = "none" if radius == 0.15 else f"none-{name}"
         plain, cdp = cells[f"plain-{name}-4x"], cells[f"cdp-{name}-4x"]
-        assert (plain.against, cdp.against) == ((real,), (plain.name, real))
+        assert plain.against == ((real, "plain-4x") if real == "none" else (real,))
+        assert cdp.against == (plain.name, real)
         for cell in (plain, cdp, cells[real]):
             found = cell.settings[0].recipe.with_threat_everywhere()
             assert found.student.loss.threat.epsilon == found.evaluation.pgd.threat.epsilon == radius

@@ -48,8 +48,9 @@ def in_regime(name: str) -> tuple[Row, ...]:
     none = Row(name=f"none-{name}", about=f"real images only, {about}", arm=Arm.REAL, changes=changes)
     own = ("threat.epsilon" in changes) * (none,)  # else real images alone are what they are in the base recipe
     real = own[0].name if own else "none"
+    beside = (real, *("plain",) * (not own))  # equal students and attacks: the denoisers can be compared, too
     plain = Row(
-        name=f"plain-{name}", about=f"+ plain diffusion, {about}", arm=Arm.PLAIN, changes=changes, against=(real,)
+        name=f"plain-{name}", about=f"+ plain diffusion, {about}", arm=Arm.PLAIN, changes=changes, against=beside
     )
     cdp = Row(
         name=f"cdp-{name}",
