@@ -1,5 +1,6 @@
 """Diffusion training with augmentation that the network is told: neutral when off, resumable, and it does not leak."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,8 +16,9 @@ from gambeson.heritage import heritage_of
 from gambeson.models.denoiser import EDM, VP, NetworkDenoiser, load_denoiser
 from gambeson.models.files import load_tensors
 from gambeson.models.unet import UNetSpec
+from gambeson.randomness import generator
 from gambeson.store import Store, Workspace
-from gambeson.training.diffusion import DenoiserTraining, train_denoiser
+from gambeson.training.diffusion import DenoiserTraining, mean_loss, train_denoiser
 from gambeson.training.loop import Optimisation
 
 FITTED = Optimisation(steps=10, batch_size=32, learning_rate=5e-3, momentum=0.0, weight_decay=0.0, average=0.9)
@@ -52,6 +54,20 @@ def weights(path: Path) -> Tensor:
     return torch.cat([tensors[k].flatten() for k in sorted(tensors)])
 
 
+class Stopped(Exception):
+    pass
+
+
+def stop_at(step: int) -> Callable[[int, int], None]:
+    """Progress that breaks a training off after a step."""
+
+    def stop(done: int, total: int) -> None:
+        if done == step:
+            raise Stopped
+
+    return stop
+
+
 def test_off_it_leaves_digests_and_weights_alone(world: ImageSet, tmp_path: Path) -> None:
     """The digest of the digits' training from before the field; one training step draws the same noise."""
     assert (
@@ -80,21 +96,44 @@ def test_an_interrupted_training_with_warps_ends_in_the_same_bits(world: ImageSe
     spec = replace(TOLD, preconditioning=VP(), optimisation=replace(FITTED, accumulate=3))
     whole = trained(spec, world, tmp_path / "whole")
 
-    class Stopped(Exception):
-        pass
-
-    def stop(done: int, total: int) -> None:
-        if done == 5:
-            raise Stopped
-
     folder = tmp_path / "parts"
     folder.mkdir()
     work = Workspace(folder, checkpoint_seconds=-1.0, heritage=heritage_of((world,)))
     with pytest.raises(Stopped):
-        train_denoiser.work(replace(work, progress=stop), spec, world, seed=0)
+        train_denoiser.work(replace(work, progress=stop_at(5)), spec, world, seed=0)
     assert list(folder.iterdir())
     train_denoiser.work(work, spec, world, seed=0)
     assert (folder / "denoiser.safetensors").read_bytes() == whole.read_bytes()
+
+
+def test_the_best_is_what_was_kept(world: ImageSet, tmp_path: Path) -> None:
+    """Few images, seen over and over: the held-out loss of the weights in the file is the least of the curve, not its
+    last; also where the training was broken off after that look."""
+    drawn = torch.rand(40, 1, 8, 8, generator=Generator().manual_seed(1))  # nothing to learn but these very images
+    few = replace(world, train=Split(drawn[:8], torch.arange(8) % 2), validation=Split(drawn[8:], torch.arange(32) % 2))
+    fitted = replace(FITTED, steps=160, batch_size=32, learning_rate=2e-2)
+    last = replace(PLAIN, optimisation=fitted)
+    best = replace(last, keep="best")
+    assert digest(last) == digest(replace(last, keep="last")) != digest(best)
+    path = trained(best, few, tmp_path)
+    header = load_tensors(path)[1]
+    curve = {line["step"]: line["held_out"] for line in header["log"] if "held_out" in line}
+    assert curve[header["kept"]] == min(curve.values()) < curve[160]
+    found = mean_loss(load_denoiser(path), few.validation, 8, 8, generator(0, "denoiser curves"))
+    assert found == pytest.approx(min(curve.values()), rel=1e-6)
+    assert "kept" not in load_tensors(trained(last, few, tmp_path))[1]
+
+    folder = tmp_path / "parts"
+    folder.mkdir()
+    work = Workspace(folder, checkpoint_seconds=-1.0, heritage=heritage_of((few,)))
+    with pytest.raises(Stopped):
+        train_denoiser.work(replace(work, progress=stop_at(159)), best, few, seed=0)
+    train_denoiser.work(work, best, few, seed=0)
+    assert (folder / "denoiser.safetensors").read_bytes() == path.read_bytes()
+
+    nothing = Split(few.train.images[:0], few.train.labels[:0])
+    with pytest.raises(UserError, match="expected validation images, got none"):
+        trained(best, replace(few, validation=nothing), tmp_path)
 
 
 def guess(denoiser: NetworkDenoiser, labels: Tensor, augment: Tensor | None = None) -> Tensor:

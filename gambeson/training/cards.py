@@ -127,14 +127,16 @@ def denoiser_card(folder: Path, record: Record, held_out: int) -> str:
     """The card of a stage that trained a diffusion model; `held_out`: most images that its loss was measured on."""
     header, real = header_of(folder / DENOISER), own_sets(record)[0]
     count = min(real["validation"], real["train"], held_out)
-    last = next((line for line in reversed(header.get("log") or []) if "held_out" in line), None)
+    looks = [line for line in header.get("log") or [] if "held_out" in line]
+    own = [line for line in looks if line["step"] == header.get("kept")] or looks[-1:]  # of the weights in the file
+    kept = " These weights are those of the least loss on validation images." if "kept" in header else ""
     measured = (
         ()
-        if last is None
+        if not own
         else (
-            f"The denoising loss of the averaged weights at step {last['step']}, with the same noise on either part: "
-            f"{last['held_out']:.4g} on {count:,} validation images, held out of train, and {last['seen']:.4g} on as "
-            "many train images. Where the first rises and the second falls, the model copies.",
+            f"The denoising loss of the averaged weights at step {own[0]['step']}, with the same noise on either part: "
+            f"{own[0]['held_out']:.4g} on {count:,} validation images, held out of train, and {own[0]['seen']:.4g} on "
+            f"as many train images. Where the first rises and the second falls, the model copies.{kept}",
         )
     )
     return Sheet(

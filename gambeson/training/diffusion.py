@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any, Literal
 
 import torch
 from torch import Generator, Tensor
@@ -13,7 +14,7 @@ from gambeson import distributed
 from gambeson.data.augment import NonLeaking, PadCrop
 from gambeson.data.datasets import ImageSet, Split
 from gambeson.data.mixture import Mixture
-from gambeson.errors import require
+from gambeson.errors import UserError, require
 from gambeson.heritage import noted
 from gambeson.models.denoiser import EDM, VP, NetworkDenoiser, denoiser_header
 from gambeson.models.files import save_tensors
@@ -46,6 +47,9 @@ class DenoiserTraining:
     seed: int | None = field(
         default=None, metadata={"neutral": None}
     )  # its own seed, so that all seeds of a run share one model; none: a model for each seed of the run
+    keep: Literal["last", "best"] = field(
+        default="last", metadata={"neutral": "last"}
+    )  # whose averaged weights are kept: the end's, or those of the least held-out loss, before it copies its images
 
     def __post_init__(self) -> None:
         require(0 <= self.label_dropout < 1, "label_dropout", "a share from 0 to below 1", self.label_dropout)
@@ -79,8 +83,13 @@ def train_denoiser(work: Workspace, spec: DenoiserTraining, real: ImageSet, *, s
 
     Every 50 steps `loss` is recorded, the mean since; every eighth of the steps also the averaged weights' `held_out`
     loss on validation images and, with the same noise, the loss on as many `seen` training images: where the first
-    rises while the second falls, the model copies.
+    rises while the second falls, the model copies. UserError where the best is to be kept without validation images.
     """
+    if spec.keep == "best" and not len(real.validation):
+        raise UserError(
+            f"{real.name}: expected validation images, got none; the denoiser's `keep: best` looks for the least loss "
+            "on them. Hold some out, or choose `keep: last`"
+        )
     denoiser = spec.build(real.shape, len(real.class_names), derive(seed, "denoiser weights")).to(work.machine.device)
     state = TrainingState.start(denoiser, spec.optimisation)
     averaged = state.averaged
@@ -93,9 +102,19 @@ def train_denoiser(work: Workspace, spec: DenoiserTraining, real: ImageSet, *, s
             if measured or step % 50 == 0 or step == spec.optimisation.steps:
                 state.log.append({"step": step, "loss": state.recent_loss(50), **measured})
                 write({**state.log[-1], "rate": spec.optimisation.rate(step - 1)})
+            if spec.keep == "best" and measured and _best_of(state.log)["step"] == step:
+                state.remember()
     if distributed.leads():
         header = {**denoiser_header(denoiser), "log": state.log, **noted(work.heritage)}
+        if spec.keep == "best":
+            averaged.load_state_dict(state.best)
+            header["kept"] = _best_of(state.log)["step"]
         save_tensors(work.folder / "denoiser.safetensors", averaged.network.state_dict(), header)
+
+
+def _best_of(log: list[dict[str, Any]]) -> dict[str, Any]:
+    """The first look with the least held-out loss."""
+    return min((line for line in log if "held_out" in line), key=lambda line: line["held_out"])
 
 
 def _losses(spec: DenoiserTraining, denoiser: NetworkDenoiser, real: ImageSet, seed: int) -> Losses:
