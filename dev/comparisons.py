@@ -22,8 +22,13 @@ def section(folder: Path) -> str:
 
 README = Path("README.md")
 BEGIN, END = "<!-- from dev/comparisons.py -->\n", "<!-- end -->"
-SHOWN = ("cdp-2-digits", "cdp-2-16", "cdp-3-16")
-"""The tables of which README has a line for each amount of synthetic data, as far as they are kept."""
+SHOWN = {
+    "cdp-2-digits-500-steps": "{:,} digits, diffusion model of 500 steps",
+    "cdp-2-digits": "{:,} digits, of 2,000 steps (it copies)",
+    "cdp-2-16": "{:,} of CIFAR-10 at 16x16",
+    "cdp-3-16": "{:,} traffic signs at 16x16",
+}
+"""The tables of which README has a line for each amount of synthetic data, as far as they are kept, and their words."""
 
 
 def summary() -> list[str]:
@@ -33,7 +38,7 @@ def summary() -> list[str]:
         "minus real | guided minus plain | trainings |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
-    for name in SHOWN:
+    for name, words in SHOWN.items():
         if not (path := RESULTS / name / "table.json").is_file():
             continue
         table = json.loads(path.read_text(encoding="utf-8"))
@@ -42,7 +47,7 @@ def summary() -> list[str]:
         for plain in (row for cell, row in rows.items() if cell.startswith("plain-")):
             guided = rows[plain["cell"].replace("plain-", "cdp-")]
             threat = table["facts"]["threat"].replace("0.03137", "8/255")
-            about = f"{table['facts']['base']}: {table['facts']['train']:,}, {threat}"
+            about = f"{words.format(table['facts']['train'])}, {threat}"
             levels = (f"{100 * row['robust']['estimate']:.1f}" for row in (real, plain, guided))
             gains = (beside(plain, real["cell"]), beside(guided, plain["cell"]))
             parts = [about, f"{plain['amount']} : 1", *levels, *gains, str(len(plain["seeds"]))]

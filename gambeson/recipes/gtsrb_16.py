@@ -5,8 +5,8 @@ of 32x32 pixels with `track`, the physical sign. Validation takes whole signs, n
 which test holds equal frames is left out; nothing is mirrored. Where they lie: ./data, or GAMBESON_DATA=DIR. The
 official archives instead: `--data Gtsrb --data.side 16 --data.train_images 3010` (all 12,630 test images: slower).
 
-Run time: not yet measured. Forecast by `--dry-run` (rates timed on a busy core, 2026-11-21): diffusion model 16 minutes
-once, an arm (images, student, attacks) 4 to 6 minutes beside another one. Expected worst case of APGD-CE and targeted
+Run time: not yet measured as a whole; on busy cores the diffusion model took 65 minutes, a student 5, its attacks 1.5,
+its images 1 (medians of the table's stages, one thread each, 2026-11-22). Expected worst case of APGD-CE and targeted
 APGD, percent (n = 1,300 test images, 3 trainings, 95 % intervals over both, `gambeson table cdp-3 --tier 16`): real
 only 21.3 (19.3 to 23.5), plain 17.1 (15.3 to 19.1), Contrastive-DP 17.7 (15.8 to 19.7); clean 52.4, 47.4, 46.3.
 """
