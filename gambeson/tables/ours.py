@@ -7,7 +7,7 @@ from dataclasses import replace
 from gambeson.data.label_safe import CutMix
 from gambeson.recipe import Arm
 from gambeson.sampling.contrastive import HardNegative
-from gambeson.sampling.guidance import DenoisedFeatures, Window
+from gambeson.sampling.guidance import Contrastive, DenoisedFeatures, Window
 from gambeson.sampling.pairs import OtherClasses, PreviousStep, RealPositives
 from gambeson.synthesis.scorers import Entropy
 from gambeson.tables.cells import Changes, Of, Row, Table
