@@ -4,9 +4,9 @@ The images: `python read_packed.py cifar10_train data/cifar10_train.npz`, the sa
 any .npz of that name with uint8 images and labels. Where they lie: ./data, or GAMBESON_DATA=DIR.
 
 Run time 44 minutes for one seed with `--workers 1`, the other core busy (2026-11-22): the diffusion model 30, once for
-all seeds, four arms with images, students and attacks 14. Expected worst case of APGD-CE and targeted APGD, percent (n
-= 2,000 test images, 3 trainings, 95 % intervals over both, `gambeson table cdp-2 --tier 16`): real only 19.4 (17.9 to
-21.1), plain 18.4 (16.9 to 20.0), Contrastive-DP 17.9 (16.5 to 19.4); clean 37.1, 38.4, 38.9.
+all seeds, four arms with images, students and attacks 14. Expected worst case of APGD-CE and targeted APGD, percent
+(n = 2,000 test images, 3 trainings, 95 % intervals over both, `gambeson table cdp-2 --tier 16`): real only 19.4 (17.9
+to 21.1), plain 18.4 (16.9 to 20.0), Contrastive-DP 17.9 (16.5 to 19.4); clean 37.1, 38.4, 38.9.
 
 The sweep over real images: `recipe(500)`, `recipe(1000)`, `recipe(5000)`; from the command line
 
