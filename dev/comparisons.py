@@ -23,8 +23,8 @@ def section(folder: Path) -> str:
 README = Path("README.md")
 BEGIN, END = "<!-- from dev/comparisons.py -->\n", "<!-- end -->"
 SHOWN = {
-    "cdp-2-digits-500-steps": "{:,} digits, diffusion model of 500 steps",
-    "cdp-2-digits": "{:,} digits, of 2,000 steps (it copies)",
+    "cdp-2-digits": "{:,} digits",
+    "cdp-2-digits-2000-steps": "{:,} digits, a model that copies (2,000 steps)",
     "cdp-2-16": "{:,} of CIFAR-10 at 16x16",
     "cdp-3-16": "{:,} traffic signs at 16x16",
 }

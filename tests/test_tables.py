@@ -16,6 +16,7 @@ from gambeson.data.imageset import ImageSet
 from gambeson.errors import EnvironmentFault, UserError
 from gambeson.pipeline import tell
 from gambeson.recipe import Arm
+from gambeson.recipes import named
 from gambeson.recipes.costs import Rates
 from gambeson.report.statistics import paired_difference
 from gambeson.robustness.attacks import APGD, TargetedAPGD
@@ -123,10 +124,10 @@ def test_regimes_change_one_thing_and_are_compared_with_themselves() -> None:
     recipe = bases.base_of("digits", TABLES["regimes"])
     cells = {cell.name: cell for cell in expand(TABLES["regimes"], recipe, (4,), 300)}
     for name, steps, radius in (
-        ("weak", 500, 0.15),
-        ("strong", 6000, 0.15),
-        ("easy", 2000, 0.075),
-        ("hard", 2000, 0.225),
+        ("weak", 125, 0.15),
+        ("strong", 1500, 0.15),
+        ("easy", 500, 0.075),
+        ("hard", 500, 0.225),
     ):
         real = "none" if radius == 0.15 else f"none-{name}"
         plain, cdp = cells[f"plain-{name}-4x"], cells[f"cdp-{name}-4x"]
@@ -164,7 +165,7 @@ def test_printed_numbers_stand_in_their_lines() -> None:
 
 def test_changes_are_put_in_together_and_unknown_paths_are_named() -> None:
     row = next(row for row in TABLES["encoders"].rows if row.name == "noise-conditioned")
-    found = changed(bases.digits(), row.changes)  # one without the other would be refused
+    found = changed(named("digits"), row.changes)  # one without the other would be refused
     assert found.encoder == "noise-conditioned"
     doubled = changed(found, {"student.optimisation.steps": Of(lambda r: 2 * r.student.optimisation.steps)})
     assert differences(found, doubled) == ["--student.optimisation.steps 800"]

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
-from gambeson.data.augment import PadCrop
-from gambeson.data.datasets import Digits
 from gambeson.errors import unknown
 from gambeson.recipe import Recipe
 from gambeson.recipes import named
@@ -17,18 +14,8 @@ AMOUNT = (4,)
 """Synthetic images for each real one, where a table says nothing else: the paper's 200K."""
 
 
-def digits() -> Recipe:
-    """The digits recipe with 600 validation images (897 are left for test) and without crop.
-
-    With a crop of 1 pixel synthetic images of any kind were worth nothing there (dev/LOG.md): `baselines` has it.
-    """
-    found = named("digits")
-    student = replace(found.student, augment=PadCrop(padding=0, flip=True))
-    return replace(found, data=Digits(train_images=300, validation_images=600), student=student)
-
-
 TIERS: dict[str, dict[Images, Callable[[], Recipe]]] = {
-    "digits": {"objects": digits, "signs": digits},
+    "digits": {"objects": lambda: named("digits"), "signs": lambda: named("digits")},
     "16": {"objects": lambda: named("cifar10-16"), "signs": lambda: named("gtsrb-16")},
     "gpu": {"objects": lambda: named("cifar10"), "signs": lambda: named("gtsrb")},
 }
