@@ -33,8 +33,7 @@ import pyarrow.parquet as pq
 import torch
 from scipy.stats import rankdata
 
-from gambeson.data.augment import PadCrop
-from gambeson.data.datasets import Digits, ImageSet, Split
+from gambeson.data.datasets import ImageSet, Split
 from gambeson.data.mixture import from_uint8
 from gambeson.data.npz import NpzImages
 from gambeson.data.synthetic import Chosen, SyntheticStore
@@ -129,7 +128,7 @@ def scorers() -> dict[str, Scorers]:
 
 
 def recipe(conditional: bool = True) -> Recipe:
-    """The base recipe with a pool of plain images; digits with a larger validation part and students without crop."""
+    """The base recipe with a pool of plain images; digits with the diffusion model of 2,000 steps (it copies)."""
     found = replace(named(base.name), name="selection")
     generation, control = (
         replace(found.generation, count=base.pool, guidance=None),
@@ -137,8 +136,9 @@ def recipe(conditional: bool = True) -> Recipe:
     )
     found = replace(found, generation=generation, control=control)
     if base.name == "digits":
-        student = replace(found.student, augment=PadCrop(padding=0, flip=True))
-        found = replace(found, data=Digits(train_images=300, validation_images=600), student=student)
+        assert isinstance(found.denoiser, DenoiserTraining)
+        longer = replace(found.denoiser.optimisation, steps=2000)
+        found = replace(found, denoiser=replace(found.denoiser, optimisation=longer))
     else:
         assert isinstance(found.data, NpzImages)
         found = replace(found, data=replace(found.data, test_images=1000))

@@ -144,7 +144,7 @@ class Smoke:
 HOURS, SETS_UP = "hours; `make bench` and benchmarks/results", "sets up the environment that this runs in"
 STORE, TEACHER = "runs/stages/generate/...", "runs/stages/train_classifier/..."
 ENTRY = "Rebuffi2021Fixing_28_10_cutmix_ddpm"
-MADE = {"synthetic": "guided-store"}
+MADE = {"synthetic": "guided-store", "2000": "20"}
 OWN = "--student.loss TRADES --teacher.loss Plain"
 SMOKES = [
     Smoke(r"^make (demo|test|docs|check|slow|bench)", unrun=SETS_UP),
