@@ -14,9 +14,9 @@ FOLDERS = re.compile(r" --report| --(?:runs|out|workers) \S+")
 
 
 def section(folder: Path) -> str:
-    """The table as a part of the page: its title one level lower, its command without the folders of its machine."""
+    """The table as a part of the page: its title two levels lower, its command without the folders of its machine."""
     lines = (folder / "table.md").read_text(encoding="utf-8").rstrip().splitlines()
-    lines[0] = "#" + lines[0]
+    lines[0] = "##" + lines[0]
     return "\n".join(FOLDERS.sub("", line) if line.startswith("    gambeson ") else line for line in lines)
 
 
