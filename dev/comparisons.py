@@ -23,8 +23,9 @@ def section(folder: Path) -> str:
 README = Path("README.md")
 BEGIN, END = "<!-- from dev/comparisons.py -->\n", "<!-- end -->"
 SHOWN = {
+    "cdp-2-digits-100-images": "{:,} digits",
     "cdp-2-digits": "{:,} digits",
-    "cdp-2-digits-2000-steps": "{:,} digits, a model that copies (2,000 steps)",
+    "cdp-2-digits-900-images": "{:,} digits",
     "cdp-2-16": "{:,} of CIFAR-10 at 16x16",
     "cdp-3-16": "{:,} traffic signs at 16x16",
 }
