@@ -1,6 +1,6 @@
 """`gambeson run digits`: the whole story on real 8x8 images in the low-data regime.
 
-Run time 5 minutes on two free cores. Expected worst case of APGD-CE and targeted APGD, percent (n = 897 test images,
+Run time 4 minutes on two free cores. Expected worst case of APGD-CE and targeted APGD, percent (n = 897 test images,
 5 seeds, 95 % intervals over images and training): real only 75.1 (72.3 to 77.6), Gaussian control 77.7 (74.9 to 80.2),
 plain 80.4 (77.8 to 82.8), Contrastive-DP 80.2 (77.7 to 82.5). Plain over real only +5.4 (3.9 to 6.8), over the control
 +2.7 (1.2 to 4.2); guidance over plain -0.2 (-1.0 to 0.6): not shown.
