@@ -77,6 +77,7 @@ from gambeson.synthesis.scorers import (
     Separability,
 )
 from gambeson.synthesis.select import Selection, select
+from gambeson.tables.cells import changed
 from gambeson.training.classifier import train_classifier
 from gambeson.training.diffusion import DenoiserTraining
 from gambeson.training.foreign import ForeignDenoiser
@@ -136,9 +137,7 @@ def recipe(conditional: bool = True) -> Recipe:
     )
     found = replace(found, generation=generation, control=control)
     if base.name == "digits":
-        assert isinstance(found.denoiser, DenoiserTraining)
-        longer = replace(found.denoiser.optimisation, steps=2000)
-        found = replace(found, denoiser=replace(found.denoiser, optimisation=longer))
+        found = changed(found, {"denoiser.optimisation.steps": 2000})
     else:
         assert isinstance(found.data, NpzImages)
         found = replace(found, data=replace(found.data, test_images=1000))

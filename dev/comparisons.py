@@ -14,9 +14,13 @@ FOLDERS = re.compile(r" --report| --(?:runs|out|workers) \S+")
 
 
 def section(folder: Path) -> str:
-    """The table as a part of the page: its title two levels lower, its command without the folders of its machine."""
+    """The table as a part of the page, with what its folder says beside NAME-TIER: its title two levels lower, its
+    command without the folders of its machine.
+    """
     lines = (folder / "table.md").read_text(encoding="utf-8").rstrip().splitlines()
-    lines[0] = "##" + lines[0]
+    tier = lines[0].rpartition(" tier ")[2]
+    other = folder.name.partition(f"-{tier}")[2].removeprefix("-").replace("-", " ")
+    lines[0] = f"##{lines[0]}{other and f' ({other})'}"
     return "\n".join(FOLDERS.sub("", line) if line.startswith("    gambeson ") else line for line in lines)
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from gambeson.errors import unknown
 from gambeson.recipe import Recipe
 from gambeson.recipes import named
@@ -14,12 +12,12 @@ AMOUNT = (4,)
 """Synthetic images for each real one, where a table says nothing else: the paper's 200K."""
 
 
-TIERS: dict[str, dict[Images, Callable[[], Recipe]]] = {
-    "digits": {"objects": lambda: named("digits"), "signs": lambda: named("digits")},
-    "16": {"objects": lambda: named("cifar10-16"), "signs": lambda: named("gtsrb-16")},
-    "gpu": {"objects": lambda: named("cifar10"), "signs": lambda: named("gtsrb")},
+TIERS: dict[str, dict[Images, str]] = {
+    "digits": {"objects": "digits", "signs": "digits"},
+    "16": {"objects": "cifar10-16", "signs": "gtsrb-16"},
+    "gpu": {"objects": "cifar10", "signs": "gtsrb"},
 }
-"""Tier -> what stands for CDP's CIFAR-10 and for its traffic signs; only `digits` has one set for both."""
+"""Tier -> the recipe that stands for CDP's CIFAR-10 and for its traffic signs; only `digits` has one set for both."""
 SEEDS = {"digits": 5, "16": 3, "gpu": 1}
 """Seeds of a table, where nothing is said."""
 
@@ -35,7 +33,7 @@ def base_of(tier: str, table: Table) -> Recipe:
     """The recipe that a table's cells change at a tier. UserError for another tier, or a recipe that is not there."""
     if tier not in TIERS:
         raise unknown("tier", tier, TIERS)
-    return TIERS[tier][table.images]()
+    return named(TIERS[tier][table.images])
 
 
 def amounts_of(tier: str, table: Table) -> tuple[int, ...]:
