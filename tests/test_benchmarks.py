@@ -8,6 +8,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 
+import layouts
 from loops import ROWS, Bench, Usual
 from training import Counted, forward_flops, random_set, random_store, warmed
 
@@ -83,3 +84,21 @@ def test_counting_sees_the_weights_gradient():
     with Counted() as counted:
         layer(x).sum().backward()
     assert counted.flops == 3 * 2 * 5 * 3 * 4
+
+
+def test_a_folded_block_is_the_block_in_eval_mode_and_not_in_training():
+    block = layouts.Block(8, 16, 2)
+    for norm in (block.norm1, block.norm2):  # statistics of a network that has been trained
+        norm.running_mean.normal_(generator=torch.Generator().manual_seed(1))
+        norm.running_var.uniform_(0.5, 2.0, generator=torch.Generator().manual_seed(2))
+        torch.nn.init.normal_(norm.bias, generator=torch.Generator().manual_seed(3))
+    x = torch.randn(4, 8, 8, 8, generator=torch.Generator().manual_seed(4))
+    torch.testing.assert_close(layouts.Folded(block.eval())(x), block(x), rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(layouts.Folded(block)(x), block.train()(x), atol=1e-2)
+
+
+def test_layouts_are_timed_in_turns_without_the_first_round():
+    calls = []
+    found = layouts.timed({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, rounds=3)
+    assert calls == ["a", "b"] * 4
+    assert set(found) == {"a", "b"}
