@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 
+from gambeson.data.imageset import ImageSet
 from gambeson.models.denoiser import load_denoiser
 from gambeson.recipe import Arm, EncoderKind, Recipe
 from gambeson.robustness.assess import assess
@@ -35,22 +36,25 @@ class Chapter:
     artifacts: dict[str, Artifact]
 
 
-def tell(recipe: Recipe, arm: Arm, seed: int, once: Once) -> Chapter:
-    """One arm, from images to rows. Arms share what they share: each stage is made once, whoever asks first."""
+def tell(recipe: Recipe, arm: Arm, seed: int, once: Once, real: ImageSet | None = None) -> Chapter:
+    """One arm, from images to rows. Arms share what they share: each stage is made once, whoever asks first.
+
+    real: the recipe's images, where they have been read already; here as below, reading a large file takes seconds.
+    """
     recipe = recipe.with_threat_everywhere()
-    real = recipe.data.load()
+    real = _images(recipe, real)
     told: dict[str, Artifact] = {}
     chosen = None
     if arm in (Arm.PLAIN, Arm.GUIDED) and isinstance(recipe.denoiser, ForeignDenoiser):
-        prepare_denoiser(recipe, seed, once)  # what foreign weights cannot do is said before anything is trained
+        prepare_denoiser(recipe, seed, once, real)  # what foreign weights cannot do is said before anything is trained
     if arm is not Arm.REAL:
         told["teacher"] = once(train_classifier, recipe.teacher, real, None, seed=seed)
         if arm is Arm.GAUSSIAN:
             told["synthetic"] = once(gaussian_control, recipe.control, real, seed=seed)
         else:
-            told |= diffuse(recipe, arm, seed, once)
-        told["labelled"] = label_images(recipe, told, once)
-        chosen = told["chosen"] = select_images(recipe, told, seed, once)
+            told |= diffuse(recipe, arm, seed, once, real)
+        told["labelled"] = label_images(recipe, told, once, real)
+        chosen = told["chosen"] = select_images(recipe, told, seed, once, real)
     told["student"] = once(train_classifier, recipe.student, real, chosen, seed=seed)
     told["rows"] = once(evaluate, recipe.evaluation, told["student"], real, seed=seed)
     if recipe.assessment is not None:
@@ -59,29 +63,35 @@ def tell(recipe: Recipe, arm: Arm, seed: int, once: Once) -> Chapter:
     return Chapter(arm, seed, told)
 
 
-def label_images(recipe: Recipe, told: dict[str, Artifact], once: Once) -> Artifact:
+def _images(recipe: Recipe, real: ImageSet | None) -> ImageSet:
+    return recipe.data.load() if real is None else real
+
+
+def label_images(recipe: Recipe, told: dict[str, Artifact], once: Once, real: ImageSet | None = None) -> Artifact:
     """Labels of the synthetic images, by their condition or by the teacher and whoever is asked besides."""
-    others = recipe.labeling.others(recipe.data.load().shape)
+    others = recipe.labeling.others(_images(recipe, real).shape)
     return once(label, recipe.labeling.reading, told["synthetic"], told["teacher"], *others)
 
 
-def select_images(recipe: Recipe, told: dict[str, Artifact], seed: int, once: Once) -> Artifact:
+def select_images(
+    recipe: Recipe, told: dict[str, Artifact], seed: int, once: Once, real: ImageSet | None = None
+) -> Artifact:
     """The images that are kept; the selection is given what its score needs, and nothing else."""
     given = {
         "teacher": lambda: told["teacher"],
-        "encoder": lambda: prepare_encoder(recipe, "robust", seed, once),
-        "real": recipe.data.load,
+        "encoder": lambda: prepare_encoder(recipe, "robust", seed, once, real),
+        "real": lambda: _images(recipe, real),
     }
     spec = recipe.with_threat_everywhere().selection
     return once(select, spec, told["synthetic"], told["labelled"], *(given[name]() for name in spec.needs))
 
 
-def check_plan(recipe: Recipe, arms: Collection[Arm]) -> None:
+def check_plan(recipe: Recipe, arms: Collection[Arm], real: ImageSet | None = None) -> None:
     """Raises UserError for networks and numbers that the data cannot be used with, before any stage is made.
 
     Only what these arms use is looked at.
     """
-    real, generation = recipe.data.load(), recipe.generation
+    real, generation = _images(recipe, real), recipe.generation
     classes = len(real.class_names)
     for spec in (recipe.teacher.network, recipe.student.network):
         check_network(spec, real)
@@ -94,43 +104,47 @@ def check_plan(recipe: Recipe, arms: Collection[Arm]) -> None:
         generation.check_real(real, classes if own.conditional else 0)
 
 
-def diffuse(recipe: Recipe, arm: Arm, seed: int, once: Once) -> dict[str, Artifact]:
+def diffuse(recipe: Recipe, arm: Arm, seed: int, once: Once, real: ImageSet | None = None) -> dict[str, Artifact]:
     """Plain or guided images from the denoiser, the same noise for both; with what they were made of."""
-    networks = prepare_networks(recipe, arm, seed, once)
+    real = _images(recipe, real)
+    networks = prepare_networks(recipe, arm, seed, once, real)
     spec = recipe.generation if arm is Arm.GUIDED else replace(recipe.generation, guidance=None)
-    real, inputs = recipe.data.load(), [networks.get(role) for role in ("denoiser", "encoder", "embedding")]
+    inputs = [networks.get(role) for role in ("denoiser", "encoder", "embedding")]
     return networks | {"synthetic": once(generate, spec, real, *inputs, seed=seed)}
 
 
-def prepare_networks(recipe: Recipe, arm: Arm, seed: int, once: Once) -> dict[str, Artifact]:
+def prepare_networks(
+    recipe: Recipe, arm: Arm, seed: int, once: Once, real: ImageSet | None = None
+) -> dict[str, Artifact]:
     """The denoiser; for guidance its encoder too, and the embedding fitted for it."""
-    recipe = recipe.with_threat_everywhere()
-    networks = {"denoiser": prepare_denoiser(recipe, seed, once)}
+    recipe, real = recipe.with_threat_everywhere(), _images(recipe, real)
+    networks = {"denoiser": prepare_denoiser(recipe, seed, once, real)}
     guidance = recipe.generation.guidance
     if arm is Arm.GUIDED and guidance is not None:
-        networks["encoder"] = prepare_encoder(recipe, recipe.encoder, seed, once)
+        networks["encoder"] = prepare_encoder(recipe, recipe.encoder, seed, once, real)
         if isinstance(guidance, Contrastive) and isinstance(guidance.embedding, FittedEmbedding):
-            real, inputs = recipe.data.load(), (networks["denoiser"], networks["encoder"])
+            inputs = networks["denoiser"], networks["encoder"]
             networks["embedding"] = once(fit_embedding, recipe.generation.warm_up, real, *inputs, seed=seed)
     return networks
 
 
-def prepare_denoiser(recipe: Recipe, seed: int, once: Once) -> Artifact:
+def prepare_denoiser(recipe: Recipe, seed: int, once: Once, real: ImageSet | None = None) -> Artifact:
     """The diffusion model, trained here or read from elsewhere: the longest stage that arms share."""
+    real = _images(recipe, real)
     if isinstance(recipe.denoiser, ForeignDenoiser):
         made = once(import_denoiser, recipe.denoiser.reading, recipe.denoiser.source)
         denoiser = load_denoiser(made.file("denoiser.safetensors"))
-        check_fit(denoiser.shape, denoiser.classes, recipe.data.load())
+        check_fit(denoiser.shape, denoiser.classes, real)
         recipe.check_classes(denoiser.classes)
         recipe.generation.check_denoiser(denoiser)
         return made
     own = recipe.denoiser.seed
-    return once(train_denoiser, recipe.denoiser, recipe.data.load(), seed=seed if own is None else own)
+    return once(train_denoiser, recipe.denoiser, real, seed=seed if own is None else own)
 
 
-def prepare_encoder(recipe: Recipe, kind: EncoderKind, seed: int, once: Once) -> Artifact:
+def prepare_encoder(recipe: Recipe, kind: EncoderKind, seed: int, once: Once, real: ImageSet | None = None) -> Artifact:
     """The classifier whose features steer guidance: robust (the real-only student), standard, or noise-conditioned."""
-    recipe, real = recipe.with_threat_everywhere(), recipe.data.load()
+    recipe, real = recipe.with_threat_everywhere(), _images(recipe, real)
     if kind == "noise-conditioned":
         return once(train_noise_conditioned, recipe.noisy_encoder, real, seed=seed)
     return once(train_classifier, recipe.student if kind == "robust" else recipe.teacher, real, None, seed=seed)

@@ -240,7 +240,7 @@ def _plan(asked: Asked, sheet: Sheet, real: ImageSet | None) -> None:
     if real is None:
         return
     for setting in settings:
-        check_plan(setting.recipe, (setting.arm,))
+        check_plan(setting.recipe, (setting.arm,), real)
     say(_forecast(asked, sheet, real))
 
 

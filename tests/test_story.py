@@ -19,9 +19,12 @@ from tiny import attempts, fingerprints, tiny_recipe
 from gambeson import files
 from gambeson.cli import main
 from gambeson.engine import News
+from gambeson.pipeline import tell
 from gambeson.recipe import Arm, Recipe, class_table
 from gambeson.recipes import named
+from gambeson.report.found import find
 from gambeson.run import Run, execute, folder_of
+from gambeson.store import Store
 
 COMMAND = [sys.executable, "-m", "gambeson"]
 
@@ -63,6 +66,20 @@ def test_every_arm_has_a_row_for_every_test_image(whole: Run) -> None:
         assert sum(v is not None for v in mine["robust@0.1"].to_pylist()) == 30
         margins = mine["margin"].to_numpy()
         assert np.array_equal(margins > 0, clean)
+
+
+def test_a_story_reads_its_images_once(whole: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    door, reads = type(whole.recipe.data), list[object]()
+    load = door.load
+    monkeypatch.setattr(door, "load", lambda self: reads.append(self) or load(self))
+    for arm in Arm:
+        tell(whole.recipe, arm, 0, Store(tmp_path).sought)
+    assert len(reads) == len(Arm)
+    reads.clear()
+    shutil.copy(whole.folder / "recipe.yaml", tmp_path / "recipe.yaml")  # a run that has begun
+    shutil.copy(whole.folder / "version.json", tmp_path / "version.json")
+    assert len(find(tmp_path).chapters) == len(Arm)
+    assert len(reads) == 1
 
 
 def test_arms_share_what_they_share_and_nothing_else(whole: Run) -> None:

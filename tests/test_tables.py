@@ -304,6 +304,16 @@ def test_a_table_is_made_chosen_on_validation_and_resumed(tmp_path: Path, monkey
     fresh = forecast(replace(again, seeds=(5, 6)), real, runs, lambda *_: rates, workers=2)
     assert fresh.jobs == 8
     assert fresh.stages["train_denoiser"] == 2 * 4 * recipe.denoiser.optimisation.batch_size
+    some = forecast(replace(again, seeds=(5, 0)), real, runs, lambda *_: rates, workers=2)
+    assert some.stages["train_denoiser"] * 2 == fresh.stages["train_denoiser"]  # the stages of seed 0 are there
+    shared = replace(recipe, denoiser=replace(recipe.denoiser, seed=9))
+    once = forecast(sheet_of(SMALL, shared, tmp_path / "shared"), real, runs, lambda *_: rates, workers=1)
+    assert once.stages["train_denoiser"] * 2 == fresh.stages["train_denoiser"]
+    twice = replace(sheet_of(SMALL, shared, tmp_path / "shared"), seeds=(5, 6))
+    assert (
+        forecast(twice, real, runs, lambda *_: rates, workers=1).stages["train_denoiser"]
+        == once.stages["train_denoiser"]
+    )
 
 
 def test_a_cell_that_cannot_be_made_does_not_stop_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

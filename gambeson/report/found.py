@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gambeson import files
+from gambeson.data.imageset import ImageSet
 from gambeson.disk import read_json
 from gambeson.errors import UserError
 from gambeson.mirror import brought
@@ -20,6 +21,8 @@ from gambeson.run import Run, check_format, open_run
 from gambeson.store import Artifact, Store
 
 UNFINISHED = "the run is not finished: the same `gambeson run` goes on with it"
+UNREADABLE = (OSError, ValueError, ImportError, MemoryError)
+"""What reading images, or weights from elsewhere, may raise."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,8 @@ def find(folder: Path) -> FoundRun:
     version = _version(folder)
     recipe = files.load(folder / "recipe.yaml", Recipe, class_table())
     seeds = range(recipe.seed, recipe.seed + recipe.seeds)
-    chapters = tuple(look(recipe, arm, seed, folder.parent) for arm in recipe.arms for seed in seeds)
+    real = _images(recipe)
+    chapters = tuple(look(recipe, arm, seed, folder.parent, real) for arm in recipe.arms for seed in seeds)
     return FoundRun(folder, recipe, chapters, version, complete=False)
 
 
@@ -86,20 +90,33 @@ def of_run(run: Run) -> FoundRun:
     return FoundRun(run.folder, run.recipe, chapters, run.facts, complete=True)
 
 
-def look(recipe: Recipe, arm: Arm, seed: int, root: Path) -> Chapter:
-    """The artifacts that an arm of a seed has or will have, as far as they can be foretold from what is there."""
+def _images(recipe: Recipe) -> ImageSet | None:
+    """The real images, read once for the whole story; None where they cannot be read."""
+    try:
+        return recipe.data.load()
+    except UNREADABLE:
+        return None
+
+
+def look(recipe: Recipe, arm: Arm, seed: int, root: Path, real: ImageSet | None) -> Chapter:
+    """The artifacts that an arm of a seed has or will have, as far as they can be foretold from what is there.
+
+    None of them without the real images.
+    """
     bare = replace(recipe, assessment=None)
-    chapter = _told(bare, arm, seed, root)
+    chapter = _told(bare, arm, seed, root, real)
     student = chapter.artifacts.get("student")
     if recipe.assessment is None or student is None or not student.finished:
         return chapter  # what AutoAttack is asked about is the content of a student that is not there yet
-    whole = _told(recipe, arm, seed, root)
+    whole = _told(recipe, arm, seed, root, real)
     return whole if whole.artifacts else chapter
 
 
-def _told(recipe: Recipe, arm: Arm, seed: int, root: Path) -> Chapter:
+def _told(recipe: Recipe, arm: Arm, seed: int, root: Path, real: ImageSet | None) -> Chapter:
     """The story without making anything; nothing of it where its images or weights from elsewhere cannot be read."""
+    if real is None:
+        return Chapter(arm, seed, {})
     try:
-        return tell(recipe, arm, seed, Store(root).sought)
-    except (OSError, ValueError, ImportError, MemoryError):
+        return tell(recipe, arm, seed, Store(root).sought, real)
+    except UNREADABLE:
         return Chapter(arm, seed, {})

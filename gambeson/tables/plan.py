@@ -71,20 +71,15 @@ class Forecast:
 def forecast(sheet: Sheet, real: ImageSet, runs: Path, timing: Timing, workers: int, device: str = "cpu") -> Forecast:
     """What is still to be made of a sheet.
 
-    Seeds of which no rows are kept yet cost what the first of them does. For cells that choose, the test of a setting
-    that is not known yet counts with the first one's price.
+    For cells that choose, the test of a setting that is not known yet counts with the first one's price.
     """
     keeper, costs, stages = Bookkeeper(runs.resolve(), _nothing), list[float](), dict[str, float]()
-    by_seed = {seed: [todo for todo in missing(sheet, test=True) if todo[1] == seed] for seed in sheet.seeds}
-    fresh = [seed for seed in sheet.seeds if not any(sheet.record(s, seed) for c in sheet.cells for s in c.settings)]
-    for seed, todos in by_seed.items():
-        times = 0 if seed in fresh[1:] else max(len(fresh), 1) if seed in fresh else 1
-        for todo in todos if times else ():
-            before = len(keeper.spent)
-            _note(keeper, sheet, todo, real, timing, device)
-            costs += times * [sum((seconds for _, _, seconds in keeper.spent[before:]), 0.0)]
-            for name, _, seconds in keeper.spent[before:]:
-                stages[name] = stages.get(name, 0.0) + times * seconds
+    for todo in missing(sheet, test=True):
+        before = len(keeper.spent)
+        _note(keeper, sheet, todo, real, timing, device)
+        costs.append(sum((seconds for _, _, seconds in keeper.spent[before:]), 0.0))
+        for name, _, seconds in keeper.spent[before:]:
+            stages[name] = stages.get(name, 0.0) + seconds
     return Forecast(seconds=sum(costs), stages=stages, elapsed=_elapsed(costs, workers), jobs=len(costs))
 
 
@@ -94,7 +89,7 @@ def _note(keeper: Bookkeeper, sheet: Sheet, todo: Todo, real: ImageSet, timing: 
     undecided = {cell.settings[0].folder for cell in sheet.made if cell.chooses and sheet.chosen(cell) is None}
     tested, recipe = "test" in parts or setting.folder in undecided, setting.recipe.with_threat_everywhere()
     keeper.price = price_of(recipe, Sizes.of(real), timing(recipe, real, device))
-    made = tell(recipe, setting.arm, seed, keeper.once if tested else without_test(keeper.once))
+    made = tell(recipe, setting.arm, seed, keeper.once if tested else without_test(keeper.once), real)
     if "validation" in parts:
         keeper.once(judge_validation, judging(recipe.evaluation), made.artifacts["student"], real, seed=seed)
 

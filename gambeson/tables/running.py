@@ -77,14 +77,14 @@ def study(sheet: Sheet, todo: Todo, once: Once) -> str | None:
 
 def _study(sheet: Sheet, setting: Setting, seed: int, parts: tuple[Part, ...], once: Once) -> None:
     recipe = setting.recipe.with_threat_everywhere()
+    real = recipe.data.load()
     if "validation" in parts:
-        chapter = tell(recipe, setting.arm, seed, without_test(once))
-        spec, real = judging(recipe.evaluation), recipe.data.load()
-        judged = once(judge_validation, spec, chapter.artifacts["student"], real, seed=seed)
+        chapter = tell(recipe, setting.arm, seed, without_test(once), real)
+        judged = once(judge_validation, judging(recipe.evaluation), chapter.artifacts["student"], real, seed=seed)
         facts = _facts(replace(chapter, artifacts=chapter.artifacts | {"validation": judged}))
         sheet.keep(setting, seed, "validation", pq.read_table(judged.file("rows.parquet")), facts)
     if "test" in parts:
-        chapter = tell(recipe, setting.arm, seed, once)
+        chapter = tell(recipe, setting.arm, seed, once, real)
         sheet.keep(setting, seed, "test", _test_rows(chapter), _facts(chapter))
 
 
