@@ -30,7 +30,9 @@ SHOWN = {
     "cdp-2-digits-100-images": "{:,} digits",
     "cdp-2-digits": "{:,} digits",
     "cdp-2-digits-900-images": "{:,} digits",
+    "cdp-2-16-500-images": "{:,} of CIFAR-10 at 16x16",
     "cdp-2-16": "{:,} of CIFAR-10 at 16x16",
+    "cdp-2-16-5000-images": "{:,} of CIFAR-10 at 16x16",
     "cdp-3-16": "{:,} traffic signs at 16x16",
 }
 """The tables of which README has a line for each amount of synthetic data, as far as they are kept, and their words."""

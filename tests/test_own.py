@@ -115,6 +115,8 @@ def test_derived_recipes_are_valid(case: str, tmp_path: Path) -> None:
     fewest = steps_of("student", len(real.train), 0.0)
     in_time = makespan(recipe, stages, hardware.cores) <= 60 * hardware.minutes
     assert in_time or recipe.student.optimisation.steps == fewest
+    assert recipe.student.fraction == (0.7 if hardware.accelerator else 0.3)
+    assert f"{100 * recipe.student.fraction:.0f} % of a batch synthetic" in "\n".join(derived.reasons)
 
 
 def test_the_reasons_name_the_numbers(tmp_path: Path) -> None:

@@ -133,8 +133,8 @@ def test_the_sweep_over_real_images() -> None:
         assert isinstance(recipe.denoiser, DenoiserTraining)
         assert isinstance(recipe.data, NpzImages)
         assert recipe.data.train_images == count
-        steps.append(recipe.denoiser.optimisation.steps)
-    assert steps == [1000, 1950, 4000]  # 250 passes of 128; then 45 minutes
+        steps.append((recipe.denoiser.optimisation.steps, recipe.student.optimisation.steps))
+    assert steps == [(1000, 400), (1950, 400), (4000, 1200)]  # 250 passes of 128; then 45 minutes
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar10-l2", "gtsrb"])
