@@ -22,6 +22,8 @@ from gambeson.recipes import RECIPES, named
 from gambeson.recipes.presets import preset
 from gambeson.recipes.training import training_preset
 from gambeson.synthesis.select import Selection
+from gambeson.tables.bases import base_of
+from gambeson.tables.definitions import TABLES
 from gambeson.train import Training
 from gambeson.training.foreign import FILES as ENDINGS
 
@@ -225,6 +227,8 @@ def default_of(command: str, words: list[str], given: dict[str, list[str]]) -> A
     if command not in FIELDS:
         raise KeyError(f"gambeson {command} takes no fields")
     weights = command in ("generate", "sample-grid") and (Path(word).suffix in ENDINGS or "/" in word)
+    if command == "table" and word in TABLES:
+        return base_of(next(iter(given.get("--tier", [])), "digits"), TABLES[word])
     start = Sampling() if weights else named(word if word in RECIPES else "digits")
     if command == "run" and word.startswith("./"):
         start = replace(start, data=_door(given, word))
