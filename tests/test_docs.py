@@ -177,6 +177,9 @@ SMOKES = [
     Smoke(
         r"^gambeson table (?!.*--plan)", unrun="many runs of the whole recipe; tests/test_tables.py makes small ones"
     ),
+    Smoke(
+        r"python dev/comparisons.py", unrun="writes the page it stands on, and README, from the rows in the repository"
+    ),
     Smoke(r"theory --features", f"--trials 40 --sweep-trials 20 --no-figures {TINY}"),
     Smoke(r"theory", "--trials 40 --sweep-trials 20 --no-figures"),
     Smoke(r"figures figure-1"),
