@@ -33,7 +33,8 @@ SHOWN = {
     "cdp-2-16-500-images": "{:,} of CIFAR-10 at 16x16",
     "cdp-2-16": "{:,} of CIFAR-10 at 16x16",
     "cdp-2-16-5000-images": "{:,} of CIFAR-10 at 16x16",
-    "cdp-3-16": "{:,} traffic signs at 16x16",
+    "cdp-3-16-70-percent": "{:,} traffic signs at 16x16",
+    "cdp-3-16": "{:,} traffic signs at 16x16, 30 % of a batch",
 }
 """The tables of which README has a line for each amount of synthetic data, as far as they are kept, and their words."""
 

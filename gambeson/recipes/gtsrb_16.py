@@ -5,11 +5,11 @@ of 32x32 pixels with `track`, the physical sign. Validation takes whole signs, n
 which test holds equal frames is left out; nothing is mirrored. Where they lie: ./data, or GAMBESON_DATA=DIR. The
 official archives instead: `--data Gtsrb --data.side 16 --data.train_images 3010` (all 12,630 test images: slower).
 
-Run time: not yet measured as a whole; on busy cores the diffusion model took 65 minutes, a student 5, its attacks 1.5,
-its images 1 (medians of the table's stages, one thread each, 2026-11-22). Expected worst case of APGD-CE and targeted
-APGD, percent (n = 1,300 test images, 3 trainings, 95 % intervals over both, `gambeson table cdp-3 --tier 16`): real
-only 21.3 (19.3 to 23.5), plain 17.1 (15.3 to 19.1), Contrastive-DP 17.7 (15.8 to 19.7); clean 52.4, 47.4, 46.3.
-With `--student.fraction 0.3` instead of 0.7 plain 19.9 (17.6 to 22.4), 2.8 more (1.3 to 4.2).
+Run time 23 minutes on two quiet cores for all four arms of one seed (2026-11-22): the diffusion model 18, once for all
+seeds, an arm with images, student and attacks 4 or less. Expected worst case of APGD-CE and targeted APGD, percent
+(n = 1,300 test images, 3 trainings, 95 % intervals over both, `gambeson table cdp-3 --tier 16`): real only 21.3 (19.3
+to 23.5), plain 19.9 (17.6 to 22.4), Contrastive-DP 19.7 (17.4 to 22.2); clean 52.4 each. With `--student.fraction 0.7`
+plain 17.1 (15.3 to 19.1), guided 17.7 (15.8 to 19.7).
 """
 
 from __future__ import annotations
