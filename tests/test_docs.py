@@ -2,8 +2,10 @@
 page, in a folder of its own, with small networks and few steps where the page means hours.
 """
 
+import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -20,7 +22,7 @@ import torch
 from docs_commands import PROGRAMS, ROOT, Item, fault, fields_of, items, mentions, own_names, short_options
 from PIL import Image
 
-from gambeson import overrides
+from gambeson import overrides, table_command
 from gambeson.cli import COMMANDS, main
 from gambeson.models.classifiers import classifier_header
 from gambeson.models.export import save_robustbench
@@ -512,6 +514,24 @@ def test_what_the_pages_point_to_is_there() -> None:
         assert not gone, f"{path.name}: {gone}"
         titles = re.findall(r'LOG (\d{4}-\d\d-\d\d), "([^"]+)"', text)
         assert not [t for t in titles if not re.search(f"## {t[0]}: .*{re.escape(t[1].rstrip('?'))}", log)], path.name
+
+
+TABLES = sorted((ROOT / "benchmarks/results/tables").glob("*/table.json"))
+
+
+@pytest.mark.parametrize("kept", TABLES, ids=lambda path: path.parent.name)
+def test_a_kept_table_is_of_the_recipe_that_its_command_names(kept: Path) -> None:
+    """A recipe that changes makes its old tables another command's; the page shows each as it is kept."""
+    facts = json.loads(kept.read_text())["facts"]
+    words = shlex.split(facts["command"])
+    assert words[:2] == ["gambeson", "table"]
+    assert table_command.read(words[2:], facts["command"]).base.digest == facts["base_digest"]
+    shown = (ROOT / "docs/comparisons.md").read_text().split(f"<!-- {kept.parent.name} -->")
+    assert len(shown) == 2
+    of_it = shown[1].partition("<!-- end -->")[0]
+    rows = [line for line in kept.with_name("table.md").read_text().splitlines() if line.startswith("|")]
+    assert rows
+    assert [line for line in of_it.splitlines() if line.startswith("|")] == rows
 
 
 @pytest.mark.slow

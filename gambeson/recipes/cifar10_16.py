@@ -14,9 +14,9 @@ The sweep over real images: `recipe(500)`, `recipe(1000)`, `recipe(5000)`; from 
     gambeson run cifar10-16 --data.train_images 5000 --denoiser.optimisation.steps 4000 \\
         --student.optimisation.steps 1200
 
-Worst case with 500 real images: real only 16.2, plain 14.6, Contrastive-DP 14.9; with 5,000, one synthetic image for
-each: 24.0, 22.4, 21.2 (docs/comparisons.md). `--student.fraction 0.3` instead of 0.7 brought plain images +0.7 (-0.8 to
-2.2) with 1,000.
+Worst case with 500 real images (3 trainings): real only 16.2, plain 14.6, Contrastive-DP 14.9; with 5,000, one
+synthetic image for each: 24.0, 22.4, 21.2 (intervals: docs/comparisons.md). `--student.fraction 0.3` instead of 0.7
+brought plain images +0.7 (-0.8 to 2.2) with 1,000.
 """
 
 from __future__ import annotations
